@@ -1,0 +1,23 @@
+# Debian 12 packages (docs/building.md). Order matters: Protobuf in module mode before gRPC.
+find_package(Threads REQUIRED)
+find_package(OpenMP REQUIRED COMPONENTS CXX)
+find_package(OpenSSL REQUIRED)
+find_package(Protobuf REQUIRED)
+find_package(absl CONFIG REQUIRED)
+find_package(gRPC CONFIG REQUIRED)
+find_package(yaml-cpp CONFIG REQUIRED)
+find_package(nlohmann_json CONFIG REQUIRED)
+find_package(spdlog CONFIG REQUIRED)
+find_package(CLI11 CONFIG REQUIRED)
+find_package(dnnl CONFIG REQUIRED)
+find_package(hwy CONFIG REQUIRED)
+find_path(RANDOM123_INCLUDE_DIR Random123/philox.h REQUIRED)
+
+if(OSDN_BUILD_TESTS)
+  find_package(GTest CONFIG REQUIRED)
+endif()
+if(OSDN_BUILD_BENCHMARKS)
+  find_package(benchmark CONFIG REQUIRED)
+endif()
+
+include(OsdnSentencePiece)

@@ -1,0 +1,55 @@
+// How a list of messages becomes prompt tokens. Special tokens are named by piece and put in by id,
+// never parsed from text, so that no user text can forge a role.
+#ifndef OSDN_ENGINE_CHAT_TEMPLATE_H_
+#define OSDN_ENGINE_CHAT_TEMPLATE_H_
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+
+namespace osdn {
+
+class Tokenizer;
+
+// Either one special token (`token`, a piece of the vocabulary) or literal text to be encoded.
+struct TemplatePart {
+  bool is_token = false;
+  std::string value;
+};
+
+struct RoleTemplate {
+  std::vector<TemplatePart> prefix;
+  std::vector<TemplatePart> suffix;
+};
+
+struct ChatTemplate {
+  bool bos = true;
+  std::map<std::string, RoleTemplate> roles;
+  std::vector<TemplatePart> generation_prompt;  // what makes the model answer
+  std::vector<std::string> stop_tokens;         // pieces that end the answer
+};
+
+struct ChatMessage {
+  std::string role;
+  std::string content;
+};
+
+// The exact prompt: [bos] prefix content suffix ... generation_prompt, each content encoded by itself.
+// INVALID_ARGUMENT for an unknown role (lists the known ones) or an empty list.
+absl::StatusOr<std::vector<int32_t>> RenderChat(const ChatTemplate& chat, const Tokenizer& tokenizer,
+                                                std::optional<int32_t> bos_id,
+                                                absl::Span<const ChatMessage> messages);
+
+// Ids of the template's stop tokens.
+absl::StatusOr<std::vector<int32_t>> ChatStopIds(const ChatTemplate& chat,
+                                                 const Tokenizer& tokenizer);
+
+}  // namespace osdn
+
+#endif  // OSDN_ENGINE_CHAT_TEMPLATE_H_

@@ -1,0 +1,68 @@
+// One generation: what is asked, and what comes back.
+#ifndef OSDN_ENGINE_GENERATION_H_
+#define OSDN_ENGINE_GENERATION_H_
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "engine/sampler.h"
+
+namespace osdn {
+
+struct GenerationRequest {
+  std::vector<int32_t> prompt;  // token ids, not empty, all in the vocabulary
+  SamplingParams sampling;
+  int64_t max_tokens = 0;       // >= 1
+  int64_t min_tokens = 0;       // end-of-text and stop tokens are not sampled before (0..max_tokens)
+  bool ignore_eos = false;
+  std::vector<std::string> stop_strings;  // at most 16 of 1 to 256 bytes; need a tokenizer
+  std::vector<int32_t> stop_token_ids;
+  bool want_prefill_progress = false;
+};
+
+enum class FinishReason : uint8_t {
+  kStop,        // end-of-text or a stop token
+  kStopString,  // a stop string
+  kLength,      // max_tokens
+  kCancelled,   // by the client
+  kError,       // see GenerationFinished::status
+};
+
+struct PrefillProgress {
+  int64_t processed_tokens = 0;
+  int64_t prompt_tokens = 0;
+};
+
+// New tokens and the text that became showable with them (may be empty while characters or stop
+// prefixes are held back). A stop token is counted in usage but appears neither here nor in the text.
+struct TokenDelta {
+  std::vector<int32_t> token_ids;
+  std::string text;
+};
+
+struct GenerationTimings {
+  std::chrono::nanoseconds queue{};
+  std::chrono::nanoseconds prefill{};
+  std::chrono::nanoseconds decode{};
+  std::chrono::nanoseconds time_to_first_token{};  // from Submit
+};
+
+struct GenerationFinished {
+  FinishReason reason = FinishReason::kStop;
+  absl::Status status;              // not OK exactly when reason is kError
+  std::string matched_stop_string;  // with kStopString
+  int64_t prompt_tokens = 0;
+  int64_t cached_tokens = 0;
+  int64_t completion_tokens = 0;
+  GenerationTimings timings;
+};
+
+using GenerationEvent = std::variant<PrefillProgress, TokenDelta, GenerationFinished>;
+
+}  // namespace osdn
+
+#endif  // OSDN_ENGINE_GENERATION_H_

@@ -1,0 +1,38 @@
+// A model directory's weights: mapped, checked against the config, immutable.
+#ifndef OSDN_ENGINE_WEIGHTS_H_
+#define OSDN_ENGINE_WEIGHTS_H_
+
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "engine/model_config.h"
+#include "engine/safetensors.h"
+#include "kernels/include/tensor.h"
+
+namespace osdn {
+
+// Concurrent reads are safe. Tensors point into the mapping and live as long as the Weights.
+class Weights {
+ public:
+  struct Options {
+    // Compare each file's sha256 with model.yaml (about 1.5 GB/s). Off: sizes and header only.
+    bool verify_checksums = true;
+  };
+
+  // DATA_LOSS when a file does not match its size or checksum in model.yaml, INVALID_ARGUMENT listing
+  // every missing, unexpected and misshapen tensor at once.
+  static absl::StatusOr<Weights> Load(const std::string& model_dir, const ModelConfig& config,
+                                      const Options& options);
+
+  // `name` is one of TensorSpecs(config.arch).
+  kernels::HostTensor Get(const std::string& name) const;
+
+ private:
+  explicit Weights(SafetensorsFile file) : file_(std::move(file)) {}
+
+  SafetensorsFile file_;
+};
+
+}  // namespace osdn
+
+#endif  // OSDN_ENGINE_WEIGHTS_H_

@@ -1,0 +1,107 @@
+// The op table: everything the engine may ask of a device, behind one interface that is chosen once
+// at start. `reference` (obvious, slow), `cpu` and `cuda` implement it and pass the same tests.
+//
+// Ownership: the caller owns Buffers and LinearWeights; the backend must outlive both. Thread-safety:
+// a backend is used by one thread at a time (the engine's loop); several backends may coexist in a
+// process. Pointers in op arguments are device pointers unless their header says host memory.
+// Ops may run asynchronously; CopyToHost and Synchronize wait. Errors: INTERNAL when the device
+// fails, RESOURCE_EXHAUSTED when memory does not suffice, with the numbers. Shapes are the caller's
+// promise (the engine checks them once, at load).
+#ifndef OSDN_KERNELS_BACKEND_H_
+#define OSDN_KERNELS_BACKEND_H_
+
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/include/embedding.h"
+#include "kernels/include/linear.h"
+#include "kernels/include/mixer.h"
+#include "kernels/include/norm.h"
+#include "kernels/include/short_conv.h"
+#include "kernels/include/tensor.h"
+
+namespace osdn::kernels {
+
+// Zero-initialised, 64-byte aligned memory on a backend's device. Move-only; frees itself.
+class Buffer {
+ public:
+  using Deleter = void (*)(void* context, void* data);
+
+  Buffer() = default;
+  Buffer(void* data, size_t bytes, Deleter deleter, void* context)
+      : data_(data), bytes_(bytes), deleter_(deleter), context_(context) {}
+  ~Buffer() { Reset(); }
+  Buffer(Buffer&& other) noexcept { *this = std::move(other); }
+  Buffer& operator=(Buffer&& other) noexcept;
+
+  void* data() const { return data_; }
+  float* floats() const { return static_cast<float*>(data_); }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  void Reset();
+
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+  Deleter deleter_ = nullptr;
+  void* context_ = nullptr;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual std::string_view name() const = 0;
+  // One line for the start-up log: device, instruction set, threads.
+  virtual std::string Describe() const = 0;
+
+  // --- Memory ---
+  virtual absl::StatusOr<Buffer> Allocate(size_t bytes) = 0;
+  virtual absl::Status CopyFromHost(void* dst, const void* src, size_t bytes) = 0;
+  virtual absl::Status CopyToHost(void* dst, const void* src, size_t bytes) = 0;
+  virtual absl::Status Fill(float* dst, float value, int64_t count) = 0;
+  virtual absl::Status Synchronize() = 0;
+
+  // --- Weights ---
+  // `weight` is [out, in]. It must outlive the result.
+  virtual absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(
+      const HostTensor& weight) = 0;
+
+  // --- Ops (contracts in kernels/include) ---
+  // `table` is a LinearWeight [vocab, dim], so that tied embeddings are held once.
+  virtual absl::Status Embed(const LinearWeight& table, const EmbeddingArgs& args) = 0;
+  virtual absl::Status GatherRows(const GatherRowsArgs& args) = 0;
+  virtual absl::Status Linear(const LinearArgs& args) = 0;
+  virtual absl::Status RmsNorm(const RmsNormArgs& args) = 0;
+  virtual absl::Status OutputNorm(const OutputNormArgs& args) = 0;
+  virtual absl::Status SwiGlu(const SwiGluArgs& args) = 0;
+  virtual absl::Status ShortConv(const ShortConvArgs& args) = 0;
+  virtual absl::Status QkPrepare(const QkPrepareArgs& args) = 0;
+  virtual absl::Status Gates(const GateArgs& args) = 0;
+  virtual absl::Status Mixer(const MixerArgs& args) = 0;
+};
+
+struct BackendOptions {
+  // auto | cpu | cuda | reference. `auto` takes cuda when its module loads and finds a device, else cpu.
+  std::string name = "auto";
+  // Worker threads of the cpu backend; 0 = one a physical core this process may use.
+  int threads = 0;
+  // Folder searched for backend modules (libosdn_cuda.so); empty = beside the executable, then ../lib.
+  std::string module_dir;
+};
+
+struct BackendChoice {
+  std::unique_ptr<Backend> backend;
+  std::string reason;  // why this one: for the start-up log
+};
+
+// Errors: INVALID_ARGUMENT for an unknown name (lists the known ones), FAILED_PRECONDITION when a named
+// backend cannot run here, with the cause (module missing, no device, driver too old) and the remedy.
+absl::StatusOr<BackendChoice> CreateBackend(const BackendOptions& options);
+
+}  // namespace osdn::kernels
+
+#endif  // OSDN_KERNELS_BACKEND_H_
