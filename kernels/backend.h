@@ -1,12 +1,12 @@
 // The op table: everything the engine may ask of a device, behind one interface that is chosen once
 // at start. `reference` (obvious, slow), `cpu` and `cuda` implement it and pass the same tests.
 //
-// Ownership: the caller owns Buffers and LinearWeights; the backend must outlive both. Thread-safety:
-// a backend is used by one thread at a time (the engine's loop); several backends may coexist in a
-// process. Pointers in op arguments are device pointers unless their header says host memory.
-// Ops may run asynchronously; CopyToHost and Synchronize wait. Errors: INTERNAL when the device
-// fails, RESOURCE_EXHAUSTED when memory does not suffice, with the numbers. Shapes are the caller's
-// promise (the engine checks them once, at load).
+// Ownership: the caller owns Buffers and LinearWeights; the backend must outlive both.
+// Thread-safety: a backend is used by one thread at a time (the engine's loop); several backends
+// may coexist in a process. Pointers in op arguments are device pointers unless their header says
+// host memory. Ops may run asynchronously; CopyToHost and Synchronize wait. Errors: INTERNAL when
+// the device fails, RESOURCE_EXHAUSTED when memory does not suffice, with the numbers. Shapes are
+// the caller's promise (the engine checks them once, at load).
 #ifndef OSDN_KERNELS_BACKEND_H_
 #define OSDN_KERNELS_BACKEND_H_
 
@@ -67,8 +67,7 @@ class Backend {
 
   // --- Weights ---
   // `weight` is [out, in]. It must outlive the result.
-  virtual absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(
-      const HostTensor& weight) = 0;
+  virtual absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(const HostTensor& weight) = 0;
 
   // --- Ops (contracts in kernels/include) ---
   // `table` is a LinearWeight [vocab, dim], so that tied embeddings are held once.
@@ -85,11 +84,13 @@ class Backend {
 };
 
 struct BackendOptions {
-  // auto | cpu | cuda | reference. `auto` takes cuda when its module loads and finds a device, else cpu.
+  // auto | cpu | cuda | reference. `auto` takes cuda when its module loads and finds a device, else
+  // cpu.
   std::string name = "auto";
   // Worker threads of the cpu backend; 0 = one a physical core this process may use.
   int threads = 0;
-  // Folder searched for backend modules (libosdn_cuda.so); empty = beside the executable, then ../lib.
+  // Folder searched for backend modules (libosdn_cuda.so); empty = beside the executable, then
+  // ../lib.
   std::string module_dir;
 };
 
@@ -98,8 +99,9 @@ struct BackendChoice {
   std::string reason;  // why this one: for the start-up log
 };
 
-// Errors: INVALID_ARGUMENT for an unknown name (lists the known ones), FAILED_PRECONDITION when a named
-// backend cannot run here, with the cause (module missing, no device, driver too old) and the remedy.
+// Errors: INVALID_ARGUMENT for an unknown name (lists the known ones), FAILED_PRECONDITION when a
+// named backend cannot run here, with the cause (module missing, no device, driver too old) and the
+// remedy.
 absl::StatusOr<BackendChoice> CreateBackend(const BackendOptions& options);
 
 }  // namespace osdn::kernels
