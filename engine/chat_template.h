@@ -35,14 +35,21 @@ struct ChatTemplate {
   std::vector<std::string> stop_tokens;         // pieces that end the answer
 };
 
+// A template from YAML (docs/model-format.md, key `chat`): `text` is the document, `name` says in
+// errors where it came from. INVALID_ARGUMENT listing every problem by key.
+absl::StatusOr<ChatTemplate> ParseChatTemplate(const std::string& name, const std::string& text);
+// The same from a file (chat_template.yaml beside a checkpoint).
+absl::StatusOr<ChatTemplate> LoadChatTemplate(const std::string& path);
+
 struct ChatMessage {
   std::string role;
   std::string content;
 };
 
-// The exact prompt: [bos] prefix content suffix ... generation_prompt, each content encoded by itself.
-// INVALID_ARGUMENT for an unknown role (lists the known ones) or an empty list.
-absl::StatusOr<std::vector<int32_t>> RenderChat(const ChatTemplate& chat, const Tokenizer& tokenizer,
+// The exact prompt: [bos] prefix content suffix ... generation_prompt, each content encoded by
+// itself. INVALID_ARGUMENT for an unknown role (lists the known ones) or an empty list.
+absl::StatusOr<std::vector<int32_t>> RenderChat(const ChatTemplate& chat,
+                                                const Tokenizer& tokenizer,
                                                 std::optional<int32_t> bos_id,
                                                 absl::Span<const ChatMessage> messages);
 

@@ -13,16 +13,33 @@
 
 namespace osdn {
 
+inline constexpr int64_t kMaxStopStrings = 16;
+inline constexpr int64_t kMaxStopStringBytes = 256;
+inline constexpr int64_t kMaxStopTokenIds = 64;
+
 struct GenerationRequest {
-  std::vector<int32_t> prompt;  // token ids, not empty, all in the vocabulary
-  SamplingParams sampling;
-  int64_t max_tokens = 0;       // >= 1
-  int64_t min_tokens = 0;       // end-of-text and stop tokens are not sampled before (0..max_tokens)
+  std::vector<int32_t> prompt{};  // token ids, not empty, all in the vocabulary
+  SamplingParams sampling{};
+  int64_t max_tokens = 0;  // >= 1
+  int64_t min_tokens = 0;  // 0..max_tokens; before, end-of-text and stop tokens are not
+                           // sampled and stop strings are passed over
   bool ignore_eos = false;
-  std::vector<std::string> stop_strings;  // at most 16 of 1 to 256 bytes; need a tokenizer
-  std::vector<int32_t> stop_token_ids;
+  std::vector<std::string> stop_strings{};  // at most 16 of 1 to 256 bytes; need a tokenizer
+  std::vector<int32_t> stop_token_ids{};
   bool want_prefill_progress = false;
 };
+
+// What an engine can serve, as far as requests must keep to it.
+struct GenerationLimits {
+  int64_t vocab_size = 0;
+  int64_t max_prompt_tokens = 0;  // what the queue holds at most; more can never be accepted
+  bool has_tokenizer = false;     // without one there is no text to find stop strings in
+};
+
+// Everything wrong with a request, all at once, with field names as in osdn.v1.GenerateRequest. Of
+// many bad elements of one list the first 16 are told.
+std::vector<FieldViolation> ValidateGeneration(const GenerationRequest& request,
+                                               const GenerationLimits& limits);
 
 enum class FinishReason : uint8_t {
   kStop,        // end-of-text or a stop token
@@ -38,7 +55,8 @@ struct PrefillProgress {
 };
 
 // New tokens and the text that became showable with them (may be empty while characters or stop
-// prefixes are held back). A stop token is counted in usage but appears neither here nor in the text.
+// prefixes are held back). A stop token is counted in usage but appears neither here nor in the
+// text.
 struct TokenDelta {
   std::vector<int32_t> token_ids;
   std::string text;
@@ -53,12 +71,12 @@ struct GenerationTimings {
 
 struct GenerationFinished {
   FinishReason reason = FinishReason::kStop;
-  absl::Status status;              // not OK exactly when reason is kError
-  std::string matched_stop_string;  // with kStopString
+  absl::Status status{};              // not OK exactly when reason is kError
+  std::string matched_stop_string{};  // with kStopString
   int64_t prompt_tokens = 0;
   int64_t cached_tokens = 0;
   int64_t completion_tokens = 0;
-  GenerationTimings timings;
+  GenerationTimings timings{};
 };
 
 using GenerationEvent = std::variant<PrefillProgress, TokenDelta, GenerationFinished>;

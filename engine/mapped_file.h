@@ -10,8 +10,8 @@
 
 namespace osdn {
 
-// Owns the mapping. Move-only. A file that is truncated by someone else while mapped raises SIGBUS on
-// access, as with any mapping: replace model files by rename, never in place.
+// Owns the mapping. Move-only. A file that is truncated by someone else while mapped raises SIGBUS
+// on access, as with any mapping: replace model files by rename, never in place.
 class MappedFile {
  public:
   // NOT_FOUND, PERMISSION_DENIED or FAILED_PRECONDITION (not a regular file), naming the path.

@@ -17,8 +17,8 @@
 
 namespace osdn {
 
-// Weights prepared for one backend plus scratch sized once. Used by one thread. The state it advances
-// is the caller's. `backend` and `weights` must outlive the model.
+// Weights prepared for one backend plus scratch sized once. Used by one thread. The state it
+// advances is the caller's. `backend` and `weights` must outlive the model.
 class Model {
  public:
   struct Options {
@@ -26,14 +26,21 @@ class Model {
     int64_t max_logit_rows = 64;  // most rows of logits in one Forward
   };
 
+  // INVALID_ARGUMENT for an architecture or limits that cannot be served, or weights of another
+  // architecture; the backend's errors, naming the tensor.
   static absl::StatusOr<std::unique_ptr<Model>> Create(const ArchitectureConfig& arch,
                                                        const Weights& weights,
                                                        kernels::Backend* backend,
                                                        const Options& options);
+  ~Model();
 
-  // Runs `tokens` (host, [batch.rows], ids already checked) through the network, advancing the state of
-  // every span's slot, and writes the logits of the packed rows `logit_rows` to `logits` (host,
-  // [logit_rows.size(), vocab], float32). Rows without a logits request skip lm_head.
+  // Runs `tokens` (host, [batch.rows], ids already checked) through the network, advancing the
+  // state of every span's slot, and writes the logits of the packed rows `logit_rows` to `logits`
+  // (host, [logit_rows.size(), vocab], float32). Rows without a logits request skip lm_head.
+  // Returns when the logits are there; without logit rows the device may still be at work.
+  // Allocates nothing itself. INVALID_ARGUMENT, with nothing run, for a batch, ids or sizes that
+  // contradict each other or the model; the backend's errors otherwise, with the slots of the batch
+  // in an undefined state.
   absl::Status Forward(const kernels::BatchView& batch, absl::Span<const int32_t> tokens,
                        absl::Span<const int64_t> logit_rows, const StatePool& pool,
                        absl::Span<float> logits);
@@ -41,29 +48,40 @@ class Model {
   const ArchitectureConfig& arch() const { return arch_; }
   const Options& options() const { return options_; }
   // Bytes of repacked weights and scratch, beside the file mapping.
-  size_t extra_bytes() const;
+  size_t extra_bytes() const { return extra_bytes_; }
 
  private:
   struct LayerWeights;
   struct Scratch;
+  class Loader;
 
   Model(const ArchitectureConfig& arch, kernels::Backend* backend, const Options& options);
   absl::Status Prepare(const Weights& weights);
+  absl::Status AllocateScratch();
+  absl::Status CheckForward(const kernels::BatchView& batch, absl::Span<const int32_t> tokens,
+                            absl::Span<const int64_t> logit_rows, const StatePool& pool,
+                            absl::Span<const float> logits) const;
   absl::Status Attention(const kernels::BatchView& batch, const LayerWeights& layer,
                          const StateLayout::Layer& state, const StatePool& pool);
+  absl::Status Project(const kernels::BatchView& batch, const LayerWeights& layer);
+  absl::Status Convolve(const kernels::BatchView& batch, const LayerWeights& layer,
+                        const StateLayout::Layer& state, const StatePool& pool);
+  absl::Status PrepareGates(int64_t rows, const LayerWeights& layer);
   absl::Status Mlp(const kernels::BatchView& batch, const LayerWeights& layer);
+  absl::Status Logits(absl::Span<const int64_t> logit_rows, absl::Span<float> logits);
 
   ArchitectureConfig arch_;
   kernels::Backend* backend_;
   Options options_;
+  kernels::PreconditionerParams precond_;
+  float q_scale_;
+  int64_t slot_floats_;  // of the state this model works on
   std::vector<LayerWeights> layers_;
   std::unique_ptr<kernels::LinearWeight> embeddings_;
   std::unique_ptr<kernels::LinearWeight> lm_head_;  // null when tied
   kernels::Buffer final_norm_;
   std::unique_ptr<Scratch> scratch_;
-
- public:
-  ~Model();
+  size_t extra_bytes_ = 0;
 };
 
 }  // namespace osdn

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -75,13 +76,13 @@ struct ModelConfig {
   std::string source;  // free text: what it was converted from
   std::vector<FileDigest> files;
 
-  // Identity of the weights and of the numbers that give them meaning: states made under one model id
-  // are refused under another. Lower-case hex sha256.
+  // Identity of the weights and of the numbers that give them meaning: states made under one model
+  // id are refused under another. Lower-case hex sha256.
   std::string model_id() const;
 };
 
-// NOT_FOUND (no such directory or no model.yaml: says how to make one), INVALID_ARGUMENT naming key,
-// value and range, FAILED_PRECONDITION for a newer format version. Unknown keys are errors.
+// NOT_FOUND (no such directory or no model.yaml: says how to make one), INVALID_ARGUMENT naming
+// key, value and range, FAILED_PRECONDITION for a newer format version. Unknown keys are errors.
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& model_dir);
 
 // The text of model.yaml; LoadModelConfig reads it back to the same values.
@@ -92,6 +93,8 @@ std::string_view ActivationName(kernels::Activation activation);
 std::optional<kernels::Activation> ParseActivation(std::string_view name);
 std::string_view QkNormName(kernels::QkNorm norm);
 std::optional<kernels::QkNorm> ParseQkNorm(std::string_view name);
+std::string_view ApfName(Apf apf);
+std::optional<Apf> ParseApf(std::string_view name);
 
 }  // namespace osdn
 

@@ -1,5 +1,5 @@
-// What the next step does: a pure function of queue, running set and limits. No threads, no clock of
-// its own, no model; engine/engine_loop.cc carries the plan out.
+// What the next step does: a pure function of queue, running set and limits. No threads, no clock
+// of its own, no model; engine/engine_loop.cc carries the plan out.
 #ifndef OSDN_ENGINE_SCHEDULER_H_
 #define OSDN_ENGINE_SCHEDULER_H_
 
@@ -12,9 +12,9 @@ namespace osdn {
 
 struct SchedulerLimits {
   int64_t max_slots = 32;            // sequences with a slot
-  int64_t max_step_tokens = 512;     // rows of one forward pass; > max_slots + kChunk
-  int64_t max_prefill_tokens = 256;  // of them, prompt tokens while anyone is decoding: what a decoding
-                                     // sequence waits for at most
+  int64_t max_step_tokens = 512;     // rows of one forward pass; >= max_slots + kChunk
+  int64_t max_prefill_tokens = 256;  // of them, prompt tokens while anyone is decoding: what a
+                                     // decoding sequence waits for at most; at least kChunk is used
 };
 
 struct WaitingPrompt {
@@ -35,18 +35,20 @@ struct PrefillStep {
 };
 
 struct StepPlan {
-  std::vector<uint64_t> admit;        // first come first served, in this order, before the step
-  std::vector<uint64_t> decode;       // one token each
-  std::vector<PrefillStep> prefill;   // prompt pieces; includes admitted sequences
+  std::vector<uint64_t> admit;       // first come first served, in this order, before the step
+  std::vector<uint64_t> decode;      // one token each
+  std::vector<PrefillStep> prefill;  // prompt pieces; includes every admitted sequence
   bool empty() const { return admit.empty() && decode.empty() && prefill.empty(); }
 };
 
 // Every runnable decode gets its token; what is left of the budget goes to prompts in arrival order
-// (running before waiting). A piece ends at the prompt's end or at a multiple of kernels::kChunk in
-// absolute position, so how a prompt is cut never depends on what else runs beyond whole chunks. Always
-// makes progress: if nobody decodes, at least one chunk of one prompt is planned.
-StepPlan PlanStep(absl::Span<const RunningSequence> running, absl::Span<const WaitingPrompt> waiting,
-                  const SchedulerLimits& limits);
+// (running before waiting; both spans are in arrival order). A piece ends at the prompt's end or at
+// a multiple of kernels::kChunk in absolute position, so how a prompt is cut never depends on what
+// else runs beyond whole chunks. What no longer holds a chunk of an earlier prompt may serve a
+// later, short one; waiting prompts are never overtaken by waiting prompts. Always makes progress:
+// if nobody decodes, at least one chunk of one runnable prompt is planned.
+StepPlan PlanStep(absl::Span<const RunningSequence> running,
+                  absl::Span<const WaitingPrompt> waiting, const SchedulerLimits& limits);
 
 }  // namespace osdn
 

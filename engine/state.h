@@ -1,8 +1,8 @@
 // Recurrent state of sequences: what a slot holds, and the pool of slots.
 //
-// A slot is everything a sequence's past is: for every layer S [heads, V, K], d [heads, K] and three
-// convolution tails. Its size is exact and constant, so capacity is known at start and admission never
-// over-commits.
+// A slot is everything a sequence's past is: for every layer S [heads, V, K], d [heads, K] and
+// three convolution tails. Its size is exact and constant, so capacity is known at start and
+// admission never over-commits.
 #ifndef OSDN_ENGINE_STATE_H_
 #define OSDN_ENGINE_STATE_H_
 
@@ -53,10 +53,12 @@ class StatePool {
 
   // A slot in its initial state (S = 0, d = 1, tails = 0), or nullopt when all are taken.
   absl::StatusOr<std::optional<int32_t>> Acquire();
-  // Gives a slot back and wipes it, so that no state outlives its sequence.
+  // Gives a slot back and wipes it, so that no state outlives its sequence. INVALID_ARGUMENT for a
+  // slot that is not in use; a slot that the device failed to wipe is not given out again.
   absl::Status Release(int32_t slot);
 
   // One slot as host bytes, layout.slot_bytes() long. Explicit copies, so their cost is visible.
+  // INVALID_ARGUMENT for a slot that is not in use or another size.
   absl::Status Save(int32_t slot, absl::Span<std::byte> out) const;
   absl::Status Restore(int32_t slot, absl::Span<const std::byte> in);
 
@@ -69,6 +71,8 @@ class StatePool {
   StatePool(kernels::Backend* backend, const StateLayout& layout, int32_t slots,
             kernels::Buffer arena);
   absl::Status Initialise(int32_t slot);
+  absl::Status CheckTaken(int32_t slot) const;
+  absl::Status CheckSize(size_t bytes) const;
 
   kernels::Backend* backend_;
   StateLayout layout_;

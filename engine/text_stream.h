@@ -1,44 +1,41 @@
-// Tokens in, text deltas out: never a split UTF-8 character, never a leaked piece of a stop string.
+// Token bytes in, text deltas out: never a split UTF-8 character, never a leaked piece of a stop
+// string.
 #ifndef OSDN_ENGINE_TEXT_STREAM_H_
 #define OSDN_ENGINE_TEXT_STREAM_H_
 
-#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "engine/stop_matcher.h"
+#include "engine/utf8_decoder.h"
+
 namespace osdn {
 
-class Tokenizer;
-
 // Holds back at most 3 bytes of an unfinished UTF-8 character and the longest live prefix of a stop
-// string; both are released as soon as they cannot be needed, or by Flush. Invalid bytes that can never
-// become a character leave as U+FFFD. One per sequence, one thread.
+// string; both are released as soon as they cannot be needed, or by Flush. Stop strings are matched
+// on bytes, before decoding; bytes that can never become a character leave as U+FFFD. Concatenated,
+// the results are what decoding all bytes before the stop string at once gives. One per sequence,
+// one thread.
 class TextStream {
  public:
   // `strip_leading_space`: the text starts after a control token or at the very start, where
   // SentencePiece's dummy space is not text.
-  TextStream(const Tokenizer* tokenizer, std::vector<std::string> stop_strings,
-             bool strip_leading_space);
+  TextStream(std::vector<std::string> stop_strings, bool strip_leading_space);
 
-  // Text that may be shown now. After a stop string matched, nothing more comes and matched_stop()
-  // names it; the stop string and what follows it are cut.
-  std::string Append(int32_t token);
-  // What was held back (an unfinished stop prefix, an unfinished character as U+FFFD).
+  // Text that may be shown now. `token_bytes` is Tokenizer::TokenBytes of the next token. After a
+  // stop string matched, nothing more comes; the stop string and what follows it are cut. Stop
+  // strings that end within `token_bytes` are passed over where `may_stop` is false.
+  std::string Append(std::string_view token_bytes, bool may_stop = true);
+  // What was held back: an unfinished stop prefix, an unfinished character (as U+FFFD).
   std::string Flush();
-  const std::optional<std::string>& matched_stop() const { return matched_stop_; }
+  std::optional<std::string> matched_stop() const;
 
  private:
-  std::string TakeValidUtf8();
-  std::string Emit(std::string text);
-
-  const Tokenizer* tokenizer_;
-  std::vector<std::string> stop_strings_;
+  StopMatcher stops_;
+  Utf8Decoder decoder_;
   bool strip_leading_space_;
-  std::string utf8_tail_;   // bytes not yet known to be whole characters
-  std::string stop_tail_;   // text that may be the start of a stop string
-  std::optional<std::string> matched_stop_;
 };
 
 }  // namespace osdn

@@ -3,32 +3,38 @@
 #define OSDN_ENGINE_TOKEN_STREAM_H_
 
 #include <atomic>
+#include <condition_variable>
 #include <cstddef>
 #include <deque>
 #include <functional>
+#include <mutex>
 #include <optional>
 
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "engine/generation.h"
 
 namespace osdn {
 
 // Thread-safe: one producer (the loop), one consumer. The last event is always GenerationFinished.
-// A full queue does not block the producer: the loop asks full() and lets the sequence sit out, so a slow
-// reader slows itself only.
+// A full queue does not block the producer: the loop asks full() and lets the sequence sit out, so
+// a slow reader slows itself only.
 class TokenStream {
  public:
-  // `wake_producer` is called (any thread) when a full queue drained or Cancel was called.
+  // `wake_producer` is called (any thread, no lock of the stream held) when a full queue drained or
+  // Cancel was called. It must not throw and may outlive the producer.
   TokenStream(size_t capacity, std::function<void()> wake_producer);
+
+  TokenStream(const TokenStream&) = delete;
+  TokenStream& operator=(const TokenStream&) = delete;
 
   // --- Consumer ---
   // The next event, or nullopt when none is ready now.
   std::optional<GenerationEvent> TryNext();
   // Waits for the next event. Not after GenerationFinished was returned.
   GenerationEvent Next();
-  // `callback` runs on the producer's thread after each push; it must be quick and must not call back
-  // into the stream but for TryNext. Runs once at once if events are waiting.
+  // `callback` runs on the producer's thread after each push; it must be quick and may call TryNext
+  // and Cancel, nothing else of the stream. Runs at once, on this thread, if events are waiting.
+  // When this returns, no earlier callback is running or will run: set an empty one before
+  // destroying what it uses.
   void SetReadyCallback(std::function<void()> callback);
   // The client is gone or has had enough: frees the slot within one step. Idempotent. A
   // GenerationFinished with kCancelled still comes.
@@ -37,17 +43,26 @@ class TokenStream {
   // --- Producer ---
   bool full() const;
   bool cancelled() const { return cancelled_.load(std::memory_order_acquire); }
-  // Deltas to a full queue merge into its last delta, so nothing is lost and memory stays bounded by
-  // the tokens of the step that filled it.
+  // Deltas to a full queue merge into its last delta (progress replaces progress), so nothing is
+  // lost and memory stays bounded by the tokens of the step that filled it. Nothing may follow
+  // GenerationFinished.
   void Push(GenerationEvent event);
 
  private:
+  // With mutex_ held.
+  std::optional<GenerationEvent> PopLocked(bool* drained);
+  bool MergeLocked(GenerationEvent* event);
+
   const size_t capacity_;
   const std::function<void()> wake_producer_;
   std::atomic<bool> cancelled_{false};
-  mutable absl::Mutex mutex_;
-  std::deque<GenerationEvent> events_ ABSL_GUARDED_BY(mutex_);
-  std::function<void()> ready_ ABSL_GUARDED_BY(mutex_);
+  // Standard mutexes: Debian's Abseil is built without ThreadSanitizer, which then cannot see
+  // through absl::Mutex.
+  mutable std::mutex mutex_;
+  std::condition_variable pushed_;
+  std::deque<GenerationEvent> events_;  // guarded by mutex_
+  std::mutex ready_mutex_;              // held while the callback runs; never taken under mutex_
+  std::function<void()> ready_;         // guarded by ready_mutex_
 };
 
 }  // namespace osdn

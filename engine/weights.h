@@ -2,7 +2,9 @@
 #ifndef OSDN_ENGINE_WEIGHTS_H_
 #define OSDN_ENGINE_WEIGHTS_H_
 
+#include <cstddef>
 #include <string>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "engine/model_config.h"
@@ -19,13 +21,15 @@ class Weights {
     bool verify_checksums = true;
   };
 
-  // DATA_LOSS when a file does not match its size or checksum in model.yaml, INVALID_ARGUMENT listing
-  // every missing, unexpected and misshapen tensor at once.
+  // DATA_LOSS when a file does not match its size or checksum in model.yaml, INVALID_ARGUMENT
+  // listing every missing, unexpected, misshapen and wrongly typed tensor at once.
   static absl::StatusOr<Weights> Load(const std::string& model_dir, const ModelConfig& config,
                                       const Options& options);
 
-  // `name` is one of TensorSpecs(config.arch).
+  // `name` is one of TensorSpecs(config.arch); null data for any other.
   kernels::HostTensor Get(const std::string& name) const;
+  // Bytes of all tensors.
+  size_t bytes() const;
 
  private:
   explicit Weights(SafetensorsFile file) : file_(std::move(file)) {}

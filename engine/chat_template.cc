@@ -1,0 +1,74 @@
+#include "engine/chat_template.h"
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "engine/tokenizer.h"
+
+namespace osdn {
+namespace {
+
+absl::StatusOr<int32_t> PieceId(const Tokenizer& tokenizer, const std::string& piece) {
+  const std::optional<int32_t> id = tokenizer.FindPiece(piece);
+  if (id.has_value()) return *id;
+  return absl::InvalidArgumentError(
+      absl::StrCat("chat template: token \"", piece, "\" is not in the tokenizer's vocabulary"));
+}
+
+absl::Status AppendParts(const std::vector<TemplatePart>& parts, const Tokenizer& tokenizer,
+                         std::vector<int32_t>* ids) {
+  for (const TemplatePart& part : parts) {
+    if (part.is_token) {
+      const absl::StatusOr<int32_t> id = PieceId(tokenizer, part.value);
+      if (!id.ok()) return id.status();
+      ids->push_back(*id);
+    } else {
+      const std::vector<int32_t> text = tokenizer.Encode(part.value);
+      ids->insert(ids->end(), text.begin(), text.end());
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<int32_t>> RenderChat(const ChatTemplate& chat,
+                                                const Tokenizer& tokenizer,
+                                                std::optional<int32_t> bos_id,
+                                                absl::Span<const ChatMessage> messages) {
+  if (messages.empty()) return absl::InvalidArgumentError("messages: empty, want at least one");
+  std::vector<int32_t> ids;
+  if (chat.bos) {
+    if (!bos_id.has_value()) {
+      return absl::InvalidArgumentError("chat template: bos is true, but the model has no bos_id");
+    }
+    ids.push_back(*bos_id);
+  }
+  for (size_t i = 0; i < messages.size(); ++i) {
+    const auto role = chat.roles.find(messages[i].role);
+    if (role == chat.roles.end()) {
+      const auto name = [](std::string* out, const auto& item) { *out += item.first; };
+      return absl::InvalidArgumentError(absl::StrCat("messages[", i, "].role: \"", messages[i].role,
+                                                     "\" is not one of ",
+                                                     absl::StrJoin(chat.roles, ", ", name)));
+    }
+    if (absl::Status s = AppendParts(role->second.prefix, tokenizer, &ids); !s.ok()) return s;
+    const std::vector<int32_t> content = tokenizer.Encode(messages[i].content);
+    ids.insert(ids.end(), content.begin(), content.end());
+    if (absl::Status s = AppendParts(role->second.suffix, tokenizer, &ids); !s.ok()) return s;
+  }
+  if (absl::Status s = AppendParts(chat.generation_prompt, tokenizer, &ids); !s.ok()) return s;
+  return ids;
+}
+
+absl::StatusOr<std::vector<int32_t>> ChatStopIds(const ChatTemplate& chat,
+                                                 const Tokenizer& tokenizer) {
+  std::vector<int32_t> ids;
+  for (const std::string& piece : chat.stop_tokens) {
+    const absl::StatusOr<int32_t> id = PieceId(tokenizer, piece);
+    if (!id.ok()) return id.status();
+    ids.push_back(*id);
+  }
+  return ids;
+}
+
+}  // namespace osdn

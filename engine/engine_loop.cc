@@ -1,0 +1,239 @@
+#include "engine/engine_loop.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace osdn {
+namespace {
+
+using Clock = Sequence::Clock;
+
+Ending InternalEnding(const absl::Status& cause) {
+  return {FinishReason::kError,
+          absl::InternalError(absl::StrCat("the backend failed: ", cause.message()))};
+}
+
+}  // namespace
+
+EngineLoop::EngineLoop(const Options& options, VocabularyView vocabulary, StepExecutor* executor)
+    : options_(options),
+      vocabulary_(std::move(vocabulary)),
+      executor_(executor),
+      mailbox_(std::make_shared<Mailbox>(options.queue)),
+      limits_(options.limits),
+      thread_([this] { Run(); }) {}
+
+EngineLoop::~EngineLoop() {
+  mailbox_->Close(absl::UnavailableError("the engine is shutting down"));
+  mailbox_->Abort({FinishReason::kCancelled, absl::OkStatus()});
+  mailbox_->Stop();
+  thread_.join();
+}
+
+absl::StatusOr<std::shared_ptr<TokenStream>> EngineLoop::Submit(GenerationRequest request) {
+  auto stream = std::make_shared<TokenStream>(options_.stream_capacity,
+                                              [mailbox = mailbox_] { mailbox->Wake(); });
+  absl::Status accepted = mailbox_->Submit(
+      std::make_unique<Sequence>(std::move(request), stream, &vocabulary_, Clock::now()));
+  if (!accepted.ok()) return accepted;
+  return stream;
+}
+
+void EngineLoop::Drain(std::chrono::milliseconds timeout) {
+  mailbox_->Close(absl::UnavailableError("the server is draining: no new requests"));
+  if (mailbox_->WaitUntilDone(timeout)) return;
+  mailbox_->Abort({FinishReason::kError,
+                   absl::UnavailableError(absl::StrCat("the server shut down before the request "
+                                                       "was done (drain timeout ",
+                                                       timeout.count(), " ms)"))});
+  mailbox_->WaitUntilDone();
+}
+
+void EngineLoop::Run() {
+  bool busy = false;
+  while (true) {
+    Mailbox::Orders orders = mailbox_->Take(/*wait=*/!busy);
+    for (auto& sequence : orders.arrivals) waiting_.push_back(std::move(sequence));
+    if (orders.abort.has_value()) EndAll(*orders.abort);
+    if (orders.stop) return;
+    EndCancelled();
+    busy = Step();
+  }
+}
+
+bool EngineLoop::Step() {
+  const StepPlan plan = Plan();
+  if (plan.empty()) return false;
+  for (size_t i = 0; i < plan.admit.size(); ++i) AdmitNext();
+  PublishRunning();
+  BuildBatch(plan);
+  if (batch_.tokens.empty()) return true;  // no slot could be had: the next round sees fewer
+  if (absl::Status status = RunBatch(); !status.ok()) {
+    EndRunning(InternalEnding(status));
+    OnFailure(status);
+    return true;
+  }
+  failures_ = 0;
+  TakeResults();
+  return true;
+}
+
+StepPlan EngineLoop::Plan() const {
+  std::vector<RunningSequence> running;
+  running.reserve(running_.size());
+  for (const auto& sequence : running_) running.push_back(sequence->schedule_view());
+  std::vector<WaitingPrompt> waiting;  // no more can be admitted than there are slots
+  const size_t slots = static_cast<size_t>(limits_.max_slots);
+  for (size_t i = 0; i < waiting_.size() && i < slots; ++i) {
+    waiting.push_back({waiting_[i]->id(), waiting_[i]->prompt_tokens()});
+  }
+  return PlanStep(running, waiting, limits_);
+}
+
+void EngineLoop::AdmitNext() {
+  std::unique_ptr<Sequence> sequence = std::move(waiting_.front());
+  waiting_.pop_front();
+  mailbox_->LeftQueue(sequence->prompt_tokens());
+  absl::StatusOr<std::optional<int32_t>> slot = executor_->AcquireSlot();
+  if (slot.ok() && !slot->has_value()) slot = absl::InternalError("no free slot");
+  if (!slot.ok()) {
+    End(std::move(sequence), InternalEnding(slot.status()));
+    OnFailure(slot.status());
+    return;
+  }
+  sequence->Admit(**slot, Clock::now());
+  running_.push_back(std::move(sequence));
+}
+
+void EngineLoop::Batch::Clear() {
+  spans.clear();
+  sequences.clear();
+  tokens.clear();
+  logit_rows.clear();
+  logit_sequences.clear();
+  decode_rows = 0;
+}
+
+void EngineLoop::Batch::Add(Sequence* sequence, int64_t count) {
+  const auto row = static_cast<int64_t>(tokens.size());
+  spans.push_back({row, count, sequence->position(), sequence->slot()});
+  sequences.push_back(sequence);
+  const absl::Span<const int32_t> input = sequence->InputTokens(count);
+  tokens.insert(tokens.end(), input.begin(), input.end());
+  if (sequence->position() + count >= sequence->prompt_tokens()) {
+    logit_rows.push_back(row + count - 1);
+    logit_sequences.push_back(sequence);
+  }
+}
+
+void EngineLoop::BuildBatch(const StepPlan& plan) {
+  batch_.Clear();
+  for (const uint64_t id : plan.decode) {
+    if (Sequence* sequence = FindRunning(id)) batch_.Add(sequence, 1);
+  }
+  batch_.decode_rows = static_cast<int64_t>(batch_.tokens.size());
+  for (const PrefillStep& piece : plan.prefill) {
+    if (Sequence* sequence = FindRunning(piece.id)) batch_.Add(sequence, piece.tokens);
+  }
+}
+
+absl::Status EngineLoop::RunBatch() {
+  const size_t vocab = static_cast<size_t>(executor_->vocab_size());
+  logits_.resize(batch_.logit_rows.size() * vocab);
+  const kernels::BatchView view{.rows = static_cast<int64_t>(batch_.tokens.size()),
+                                .decode_rows = batch_.decode_rows,
+                                .spans = batch_.spans};
+  return executor_->Forward(view, batch_.tokens, batch_.logit_rows, absl::MakeSpan(logits_));
+}
+
+void EngineLoop::TakeResults() {
+  for (size_t i = 0; i < batch_.spans.size(); ++i) {
+    batch_.sequences[i]->Advance(batch_.spans[i].length);
+  }
+  const size_t vocab = static_cast<size_t>(executor_->vocab_size());
+  for (size_t i = 0; i < batch_.logit_sequences.size(); ++i) {
+    Sequence* sequence = batch_.logit_sequences[i];
+    const absl::Span<float> row = absl::MakeSpan(logits_).subspan(i * vocab, vocab);
+    std::optional<Ending> ending = sequence->TakeLogits(row, &sampler_, Clock::now());
+    if (!ending.has_value()) continue;
+    const auto it = std::find_if(running_.begin(), running_.end(),
+                                 [sequence](const auto& other) { return other.get() == sequence; });
+    std::unique_ptr<Sequence> ended = std::move(*it);
+    running_.erase(it);
+    End(std::move(ended), *ending);
+  }
+}
+
+void EngineLoop::EndCancelled() {
+  const Ending cancelled{FinishReason::kCancelled, absl::OkStatus()};
+  const auto take_cancelled = [](auto* sequences) {
+    const auto first =
+        std::stable_partition(sequences->begin(), sequences->end(),
+                              [](const auto& sequence) { return !sequence->cancelled(); });
+    std::vector<std::unique_ptr<Sequence>> taken(std::make_move_iterator(first),
+                                                 std::make_move_iterator(sequences->end()));
+    sequences->erase(first, sequences->end());
+    return taken;
+  };
+  for (auto& sequence : take_cancelled(&waiting_)) {
+    mailbox_->LeftQueue(sequence->prompt_tokens());
+    End(std::move(sequence), cancelled);
+  }
+  for (auto& sequence : take_cancelled(&running_)) End(std::move(sequence), cancelled);
+}
+
+void EngineLoop::End(std::unique_ptr<Sequence> sequence, const Ending& ending) {
+  absl::Status released;
+  if (sequence->slot() >= 0) released = executor_->ReleaseSlot(sequence->slot());
+  PublishRunning();
+  sequence->Finish(ending, Clock::now());
+  mailbox_->Done();
+  if (!released.ok()) {
+    --limits_.max_slots;
+    OnFailure(released);
+  }
+}
+
+void EngineLoop::EndRunning(const Ending& ending) {
+  while (!running_.empty()) {
+    std::unique_ptr<Sequence> sequence = std::move(running_.front());
+    running_.erase(running_.begin());
+    End(std::move(sequence), ending);
+  }
+}
+
+void EngineLoop::EndAll(const Ending& ending) {
+  EndRunning(ending);
+  while (!waiting_.empty()) {
+    std::unique_ptr<Sequence> sequence = std::move(waiting_.front());
+    waiting_.pop_front();
+    mailbox_->LeftQueue(sequence->prompt_tokens());
+    End(std::move(sequence), ending);
+  }
+}
+
+void EngineLoop::OnFailure(const absl::Status& status) {
+  ++failures_;
+  if (failures_ < kMaxConsecutiveFailures && limits_.max_slots > 0) return;
+  const absl::Status reason = absl::UnavailableError(absl::StrCat(
+      "the backend failed ", failures_, " times in a row, restart the server: ", status.message()));
+  mailbox_->Close(reason);
+  // Ends what waits, and what arrives before Close is seen, at the top of the loop.
+  mailbox_->Abort({FinishReason::kError, reason});
+}
+
+Sequence* EngineLoop::FindRunning(uint64_t id) const {
+  // Ids ascend in order of arrival.
+  const auto it = std::lower_bound(
+      running_.begin(), running_.end(), id,
+      [](const auto& sequence, uint64_t wanted) { return sequence->id() < wanted; });
+  return it != running_.end() && (*it)->id() == id ? it->get() : nullptr;
+}
+
+void EngineLoop::PublishRunning() {
+  mailbox_->SetRunning(static_cast<int64_t>(running_.size()), executor_->slots_used());
+}
+
+}  // namespace osdn

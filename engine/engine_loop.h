@@ -1,0 +1,112 @@
+// The continuous-batching loop: takes requests, plans steps, runs them, hands out tokens.
+#ifndef OSDN_ENGINE_ENGINE_LOOP_H_
+#define OSDN_ENGINE_ENGINE_LOOP_H_
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "engine/engine_stats.h"
+#include "engine/generation.h"
+#include "engine/mailbox.h"
+#include "engine/sampler.h"
+#include "engine/scheduler.h"
+#include "engine/sequence.h"
+#include "engine/step_executor.h"
+#include "engine/token_stream.h"
+
+namespace osdn {
+
+// Public methods are thread-safe. One thread owns everything else: executor, sequences, scratch.
+//
+// Faults. Logits that are not finite end their sequence (kError / INTERNAL); its slot is wiped and
+// the batch goes on. A failed forward pass leaves the states it touched undefined, so it ends every
+// running sequence (kError / INTERNAL, with the backend's message) and the queue goes on; after
+// kMaxConsecutiveFailures failures in a row, or when no usable slot is left, the queue ends too and
+// Submit returns UNAVAILABLE from then on. A slot that cannot be wiped is never used again.
+class EngineLoop {
+ public:
+  static constexpr int kMaxConsecutiveFailures = 3;
+
+  struct Options {
+    SchedulerLimits limits{};
+    Mailbox::Limits queue{};
+    size_t stream_capacity = 256;  // events a reader may lag behind before its sequence sits out
+  };
+
+  // `executor` outlives the loop.
+  EngineLoop(const Options& options, VocabularyView vocabulary, StepExecutor* executor);
+  // Ends what is left with kCancelled and joins the thread.
+  ~EngineLoop();
+
+  EngineLoop(const EngineLoop&) = delete;
+  EngineLoop& operator=(const EngineLoop&) = delete;
+
+  // `request` is valid (ValidateGeneration). RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE
+  // after Drain or a fault.
+  absl::StatusOr<std::shared_ptr<TokenStream>> Submit(GenerationRequest request);
+  // See Engine::Drain.
+  void Drain(std::chrono::milliseconds timeout);
+  // OK, or why Submit refuses everything.
+  absl::Status health() const { return mailbox_->closed(); }
+  EngineStats stats() const { return mailbox_->stats(); }
+
+ private:
+  // One forward pass: what goes in, and whose row is whose.
+  struct Batch {
+    std::vector<kernels::SequenceSpan> spans;
+    std::vector<Sequence*> sequences;  // of each span
+    std::vector<int32_t> tokens;
+    std::vector<int64_t> logit_rows;
+    std::vector<Sequence*> logit_sequences;  // of each row of logits
+    int64_t decode_rows = 0;
+
+    void Clear();
+    void Add(Sequence* sequence, int64_t tokens);
+  };
+
+  void Run();
+  // Plans and runs one step; false when there is nothing to do.
+  bool Step();
+  StepPlan Plan() const;
+  void AdmitNext();
+  void BuildBatch(const StepPlan& plan);
+  absl::Status RunBatch();
+  void TakeResults();
+  void EndCancelled();
+  // Frees the sequence's slot, if it has one, and tells the reader.
+  void End(std::unique_ptr<Sequence> sequence, const Ending& ending);
+  void EndRunning(const Ending& ending);
+  void EndAll(const Ending& ending);
+  void OnFailure(const absl::Status& status);
+  Sequence* FindRunning(uint64_t id) const;
+  void PublishRunning();
+
+  const Options options_;
+  const VocabularyView vocabulary_;
+  StepExecutor* const executor_;
+  // Shared with the streams, which may outlive the loop.
+  const std::shared_ptr<Mailbox> mailbox_;
+
+  // The loop thread's own.
+  SchedulerLimits limits_;  // max_slots shrinks when a slot is lost
+  std::deque<std::unique_ptr<Sequence>> waiting_;
+  std::vector<std::unique_ptr<Sequence>> running_;  // in order of arrival
+  Sampler sampler_;
+  Batch batch_;
+  std::vector<float> logits_;
+  int failures_ = 0;  // in a row
+
+  std::thread thread_;  // last: starts when all else stands
+};
+
+}  // namespace osdn
+
+#endif  // OSDN_ENGINE_ENGINE_LOOP_H_

@@ -1,0 +1,20 @@
+// Gauges of a running engine.
+#ifndef OSDN_ENGINE_ENGINE_STATS_H_
+#define OSDN_ENGINE_ENGINE_STATS_H_
+
+#include <cstdint>
+
+namespace osdn {
+
+// A request counts as queued until it has a slot, then as running until it ends; by the time its
+// GenerationFinished can be read it counts nowhere.
+struct EngineStats {
+  int64_t running = 0;
+  int64_t queued = 0;
+  int64_t queued_tokens = 0;  // prompt tokens of the queued
+  int64_t slots_used = 0;
+};
+
+}  // namespace osdn
+
+#endif  // OSDN_ENGINE_ENGINE_STATS_H_

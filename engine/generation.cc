@@ -1,0 +1,86 @@
+#include "engine/generation.h"
+
+#include <cstddef>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+
+namespace osdn {
+namespace {
+
+constexpr size_t kMaxToldElements = 16;
+
+// Appends one violation for each id outside [0, vocab_size), up to kMaxToldElements.
+void CheckIds(absl::string_view field, absl::Span<const int32_t> ids, int64_t vocab_size,
+              std::vector<FieldViolation>* violations) {
+  size_t told = 0;
+  for (size_t i = 0; i < ids.size() && told < kMaxToldElements; ++i) {
+    if (ids[i] >= 0 && ids[i] < vocab_size) continue;
+    violations->push_back(
+        {absl::StrCat(field, "[", i, "]"),
+         absl::StrCat(ids[i], " is outside the vocabulary [0, ", vocab_size - 1, "]")});
+    ++told;
+  }
+}
+
+void CheckPrompt(const GenerationRequest& request, const GenerationLimits& limits,
+                 std::vector<FieldViolation>* violations) {
+  const auto tokens = static_cast<int64_t>(request.prompt.size());
+  if (tokens == 0) violations->push_back({"prompt", "0 tokens: at least 1 is needed"});
+  if (tokens > limits.max_prompt_tokens) {
+    violations->push_back(
+        {"prompt", absl::StrCat(tokens, " tokens: at most ", limits.max_prompt_tokens)});
+  }
+  CheckIds("prompt.tokens.ids", request.prompt, limits.vocab_size, violations);
+}
+
+void CheckStopStrings(const GenerationRequest& request, const GenerationLimits& limits,
+                      std::vector<FieldViolation>* violations) {
+  const std::vector<std::string>& strings = request.stop_strings;
+  if (strings.empty()) return;
+  if (!limits.has_tokenizer) {
+    violations->push_back({"stop.stop_strings",
+                           "the model has no tokenizer, so there is no text: use stop_token_ids"});
+  }
+  if (static_cast<int64_t>(strings.size()) > kMaxStopStrings) {
+    violations->push_back(
+        {"stop.stop_strings", absl::StrCat(strings.size(), " strings: at most ", kMaxStopStrings)});
+  }
+  for (size_t i = 0; i < strings.size() && i < kMaxToldElements; ++i) {
+    const auto bytes = static_cast<int64_t>(strings[i].size());
+    if (bytes >= 1 && bytes <= kMaxStopStringBytes) continue;
+    violations->push_back({absl::StrCat("stop.stop_strings[", i, "]"),
+                           absl::StrCat(bytes, " bytes: outside [1, ", kMaxStopStringBytes, "]")});
+  }
+}
+
+}  // namespace
+
+std::vector<FieldViolation> ValidateGeneration(const GenerationRequest& request,
+                                               const GenerationLimits& limits) {
+  std::vector<FieldViolation> violations;
+  CheckPrompt(request, limits, &violations);
+  for (FieldViolation& violation : ValidateSampling(request.sampling)) {
+    violations.push_back(std::move(violation));
+  }
+  if (request.max_tokens < 1) {
+    violations.push_back(
+        {"stop.max_tokens", absl::StrCat(request.max_tokens, ": at least 1 is needed")});
+  }
+  if (request.min_tokens < 0 || request.min_tokens > request.max_tokens) {
+    violations.push_back({"stop.min_tokens",
+                          absl::StrCat(request.min_tokens,
+                                       " is outside [0, max_tokens = ", request.max_tokens, "]")});
+  }
+  CheckStopStrings(request, limits, &violations);
+  if (static_cast<int64_t>(request.stop_token_ids.size()) > kMaxStopTokenIds) {
+    violations.push_back({"stop.stop_token_ids", absl::StrCat(request.stop_token_ids.size(),
+                                                              " ids: at most ", kMaxStopTokenIds)});
+  }
+  CheckIds("stop.stop_token_ids", request.stop_token_ids, limits.vocab_size, &violations);
+  return violations;
+}
+
+}  // namespace osdn

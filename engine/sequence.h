@@ -1,0 +1,93 @@
+// One request on its way: from the queue through prefill and decode to its last event.
+#ifndef OSDN_ENGINE_SEQUENCE_H_
+#define OSDN_ENGINE_SEQUENCE_H_
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "engine/generation.h"
+#include "engine/sampler.h"
+#include "engine/scheduler.h"
+#include "engine/text_stream.h"
+#include "engine/token_stream.h"
+
+namespace osdn {
+
+// What sequences need to know of the vocabulary. Immutable once the loop runs.
+struct VocabularyView {
+  int64_t size = 0;  // ids [0, size) may be sampled
+  std::vector<int32_t> eos_ids;
+  // Bytes a token adds to running text; empty function: no tokenizer, no text.
+  std::function<std::string_view(int32_t)> token_bytes;
+  // Whether the text after this prompt token begins anew, so that a leading space is
+  // SentencePiece's.
+  std::function<bool(int32_t)> restarts_text;
+};
+
+// Why and how a generation ends. `status` is not OK exactly with kError.
+struct Ending {
+  FinishReason reason = FinishReason::kStop;
+  absl::Status status{};
+};
+
+// Used by one thread at a time: the submitting one, then the loop. Knows nothing of the model:
+// tokens go out, logits come in.
+class Sequence {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  // `request` is valid; `vocabulary` outlives the sequence.
+  Sequence(GenerationRequest request, std::shared_ptr<TokenStream> stream,
+           const VocabularyView* vocabulary, Clock::time_point submitted);
+
+  uint64_t id() const { return id_; }
+  void set_id(uint64_t id) { id_ = id; }
+  int32_t slot() const { return slot_; }
+  int64_t position() const { return position_; }
+  int64_t prompt_tokens() const { return static_cast<int64_t>(request_.prompt.size()); }
+  bool cancelled() const { return stream_->cancelled(); }
+  RunningSequence schedule_view() const;
+
+  void Admit(int32_t slot, Clock::time_point now);
+  // The next `count` input tokens: of the prompt, or the one sampled last.
+  absl::Span<const int32_t> InputTokens(int64_t count) const;
+  // `count` input tokens are in the state now. Tells progress where asked for.
+  void Advance(int64_t count);
+  // All of the prompt is in the state: the next thing is TakeLogits.
+  bool prefilled() const { return position_ >= prompt_tokens(); }
+  // Samples from the logits after the last input token (masking them in place where min_tokens asks
+  // for it) and emits what became showable. The ending if the sequence is done.
+  std::optional<Ending> TakeLogits(absl::Span<float> logits, Sampler* sampler,
+                                   Clock::time_point now);
+  // Flushes held text and emits GenerationFinished. Last call.
+  void Finish(const Ending& ending, Clock::time_point now);
+
+ private:
+  bool IsStopToken(int32_t token) const;
+  void MaskStopTokens(absl::Span<float> logits) const;
+  GenerationTimings Timings(Clock::time_point now) const;
+
+  GenerationRequest request_;
+  std::shared_ptr<TokenStream> stream_;
+  const VocabularyView* vocabulary_;
+  std::optional<TextStream> text_;  // none without a tokenizer
+  uint64_t id_ = 0;
+  int32_t slot_ = -1;
+  int64_t position_ = 0;           // tokens in the state
+  int64_t completion_tokens_ = 0;  // sampled, stop token included
+  int32_t last_token_ = -1;
+  Clock::time_point submitted_;
+  std::optional<Clock::time_point> admitted_;
+  std::optional<Clock::time_point> first_token_;
+};
+
+}  // namespace osdn
+
+#endif  // OSDN_ENGINE_SEQUENCE_H_
