@@ -1,0 +1,233 @@
+#include "server/generate_calls.h"
+
+#include <chrono>
+#include <random>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "server/generation_driver.h"
+#include "server/request_mapping.h"
+#include "server/status.h"
+
+namespace osdn {
+namespace {
+
+// What a full queue tells clients to wait. A slot comes free with every request that ends, so the
+// exact figure matters less than that there is one.
+constexpr absl::Duration kRetryDelay = absl::Seconds(1);
+
+uint64_t DrawSeed() {
+  std::random_device device;
+  return (static_cast<uint64_t>(device()) << 32) | device();
+}
+
+// Reads and checks `request`: every violation at once.
+absl::StatusOr<GenerationRequest> ReadRequest(const CallEnvironment& environment,
+                                              const v1::GenerateRequest& request) {
+  RequestContext context;
+  context.config = &environment.engine->config();
+  context.tokenizer = environment.engine->tokenizer();
+  context.max_tokens_default = environment.max_tokens_default;
+  context.max_tokens_limit = environment.max_tokens_limit;
+  context.drawn_seed = DrawSeed();
+  std::vector<FieldViolation> violations;
+  GenerationRequest result = ToGenerationRequest(request, context, &violations);
+  MergeViolations(environment.engine->Validate(result), &violations);
+  if (!violations.empty()) return InvalidRequestError(violations);
+  return result;
+}
+
+// What both kinds of call share: reading the request off gRPC's threads, submitting it, and the way
+// to the end. Deltas and the end are the derived class's.
+class GenerationCall : public GenerationSink {
+ public:
+  bool OnEvent(GenerationEvent event) final {
+    if (auto* finished = std::get_if<GenerationFinished>(&event)) {
+      End(*finished);
+      return true;
+    }
+    if (auto* delta = std::get_if<TokenDelta>(&event)) return OnDelta(*delta);
+    return OnProgress(std::get<PrefillProgress>(event));
+  }
+
+ protected:
+  GenerationCall(const char* method, const CallEnvironment& environment,
+                 const v1::GenerateRequest* request)
+      : environment_(environment),
+        method_(method),
+        request_(request),
+        driver_(std::make_shared<GenerationDriver>(this, environment.writers)) {}
+  ~GenerationCall() = default;
+
+  // The next event may come at once (true) or after driver().Resume() (false).
+  virtual bool OnDelta(const TokenDelta& delta) = 0;
+  virtual bool OnProgress(const PrefillProgress& progress) = 0;
+  // Exactly one of these ends the call; nothing of this object is touched afterwards.
+  virtual void Complete(const GenerationFinished& finished) = 0;
+  virtual void Fail(const grpc::Status& status) = 0;
+
+  // Last thing of the constructor: from here on other threads know the call.
+  void Begin() {
+    environment_.workers->Post([this] { Submit(); });
+  }
+
+  GenerationDriver& driver() { return *driver_; }
+  const v1::ResolvedParams& params() const { return params_; }
+  const std::string& model_name() const { return environment_.engine->config().name; }
+
+ private:
+  void Submit() {
+    if (driver_->cancelled()) return FailWith(absl::CancelledError("cancelled by the client"));
+    absl::StatusOr<GenerationRequest> request = ReadRequest(environment_, *request_);
+    if (!request.ok()) return FailWith(request.status());
+    params_ = ToResolvedParams(*request);
+    absl::StatusOr<std::shared_ptr<TokenStream>> stream =
+        environment_.engine->Submit(*std::move(request));
+    if (!stream.ok()) {
+      const bool full = absl::IsResourceExhausted(stream.status());
+      return FailWith(full ? WithRetryDelay(stream.status(), kRetryDelay) : stream.status());
+    }
+    // The call may end, and this object with it, before Start returns.
+    const std::shared_ptr<GenerationDriver> driver = driver_;
+    driver->Start(*std::move(stream));
+  }
+
+  void End(const GenerationFinished& finished) {
+    if (finished.reason == FinishReason::kError) return FailWith(finished.status);
+    if (finished.reason == FinishReason::kCancelled) {
+      return FailWith(absl::CancelledError("cancelled by the client"));
+    }
+    Log(absl::StatusCode::kOk, finished.prompt_tokens, finished.completion_tokens);
+    Complete(finished);
+  }
+
+  void FailWith(const absl::Status& status) {
+    Log(status.code(), 0, 0);
+    if (absl::IsInternal(status))
+      environment_.logger->error("{}: {}", method_, std::string(status.message()));
+    Fail(ToGrpcStatus(status));
+  }
+
+  // Never what the request holds: no prompt, no text.
+  void Log(absl::StatusCode code, int64_t prompt_tokens, int64_t completion_tokens) const {
+    const std::chrono::duration<double, std::milli> elapsed =
+        std::chrono::steady_clock::now() - start_;
+    environment_.logger->debug("{} {} prompt_tokens={} completion_tokens={} ms={:.1f}", method_,
+                               absl::StatusCodeToString(code), prompt_tokens, completion_tokens,
+                               elapsed.count());
+  }
+
+  const CallEnvironment environment_;
+  const char* const method_;
+  const v1::GenerateRequest* const request_;
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  const std::shared_ptr<GenerationDriver> driver_;
+  v1::ResolvedParams params_;
+};
+
+class UnaryCall final : public grpc::ServerUnaryReactor, private GenerationCall {
+ public:
+  UnaryCall(const CallEnvironment& environment, const v1::GenerateRequest* request,
+            v1::GenerateResponse* response)
+      : GenerationCall("Generate", environment, request), response_(response) {
+    choice_ = response_->add_choices();
+    Begin();
+  }
+
+  void OnCancel() override { driver().Cancel(); }
+  void OnDone() override { delete this; }
+
+ private:
+  bool OnDelta(const TokenDelta& delta) override {
+    choice_->mutable_token_ids()->Add(delta.token_ids.begin(), delta.token_ids.end());
+    choice_->mutable_text()->append(delta.text);
+    return true;
+  }
+  bool OnProgress(const PrefillProgress&) override { return true; }
+
+  void Complete(const GenerationFinished& finished) override {
+    choice_->set_finish_reason(ToProto(finished.reason));
+    choice_->set_stop_string(finished.matched_stop_string);
+    *response_->mutable_usage() = ToUsage(finished);
+    *response_->mutable_timings() = ToTimings(finished.timings);
+    *response_->mutable_params() = params();
+    response_->set_model(model_name());
+    Finish(grpc::Status::OK);
+  }
+  void Fail(const grpc::Status& status) override { Finish(status); }
+
+  v1::GenerateResponse* const response_;
+  v1::Choice* choice_;
+};
+
+class StreamCall final : public grpc::ServerWriteReactor<v1::GenerateStreamResponse>,
+                         private GenerationCall {
+ public:
+  StreamCall(const CallEnvironment& environment, const v1::GenerateRequest* request)
+      : GenerationCall("GenerateStream", environment, request) {
+    Begin();
+  }
+
+  void OnWriteDone(bool ok) override {
+    // A failed write means a dead client. Go on to the stream's end without writing.
+    if (!ok) driver().Cancel();
+    driver().Resume();
+  }
+  void OnCancel() override { driver().Cancel(); }
+  void OnDone() override { delete this; }
+
+ private:
+  bool OnDelta(const TokenDelta& delta) override {
+    v1::Delta* message = frame_.mutable_delta();
+    message->Clear();
+    message->set_text(delta.text);
+    message->mutable_token_ids()->Add(delta.token_ids.begin(), delta.token_ids.end());
+    return Write();
+  }
+
+  bool OnProgress(const PrefillProgress& progress) override {
+    v1::PrefillProgress* message = frame_.mutable_prefill_progress();
+    message->set_processed_tokens(static_cast<uint64_t>(progress.processed_tokens));
+    message->set_prompt_tokens(static_cast<uint64_t>(progress.prompt_tokens));
+    return Write();
+  }
+
+  bool Write() {
+    if (driver().cancelled()) return true;
+    StartWrite(&frame_);
+    return false;
+  }
+
+  void Complete(const GenerationFinished& finished) override {
+    v1::Finished* message = frame_.mutable_finished();
+    message->set_finish_reason(ToProto(finished.reason));
+    message->set_stop_string(finished.matched_stop_string);
+    *message->mutable_usage() = ToUsage(finished);
+    *message->mutable_timings() = ToTimings(finished.timings);
+    *message->mutable_params() = params();
+    message->set_model(model_name());
+    StartWriteAndFinish(&frame_, grpc::WriteOptions(), grpc::Status::OK);
+  }
+  void Fail(const grpc::Status& status) override { Finish(status); }
+
+  v1::GenerateStreamResponse frame_;
+};
+
+}  // namespace
+
+grpc::ServerUnaryReactor* StartGenerateCall(const CallEnvironment& environment,
+                                            const v1::GenerateRequest* request,
+                                            v1::GenerateResponse* response) {
+  return new UnaryCall(environment, request, response);
+}
+
+grpc::ServerWriteReactor<v1::GenerateStreamResponse>* StartGenerateStreamCall(
+    const CallEnvironment& environment, const v1::GenerateRequest* request) {
+  return new StreamCall(environment, request);
+}
+
+}  // namespace osdn

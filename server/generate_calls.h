@@ -1,0 +1,36 @@
+// Generate and GenerateStream as gRPC callback reactors.
+#ifndef OSDN_SERVER_GENERATE_CALLS_H_
+#define OSDN_SERVER_GENERATE_CALLS_H_
+
+#include <grpcpp/support/server_callback.h>
+#include <spdlog/logger.h>
+
+#include <cstdint>
+#include <memory>
+
+#include "engine/engine.h"
+#include "osdn/v1/inference.grpc.pb.h"
+#include "server/executor.h"
+
+namespace osdn {
+
+// What every call needs; outlives all of them.
+struct CallEnvironment {
+  Engine* engine = nullptr;
+  Executor* workers = nullptr;  // reading requests: tokenizing a long prompt takes a while
+  Executor* writers = nullptr;  // passing on events
+  spdlog::logger* logger = nullptr;
+  int64_t max_tokens_default = 0;
+  int64_t max_tokens_limit = 0;
+};
+
+// Both own themselves until the call is done. `request` and `response` live as long as the call.
+grpc::ServerUnaryReactor* StartGenerateCall(const CallEnvironment& environment,
+                                            const v1::GenerateRequest* request,
+                                            v1::GenerateResponse* response);
+grpc::ServerWriteReactor<v1::GenerateStreamResponse>* StartGenerateStreamCall(
+    const CallEnvironment& environment, const v1::GenerateRequest* request);
+
+}  // namespace osdn
+
+#endif  // OSDN_SERVER_GENERATE_CALLS_H_

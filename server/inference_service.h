@@ -1,0 +1,57 @@
+// osdn.v1.InferenceService over one engine.
+#ifndef OSDN_SERVER_INFERENCE_SERVICE_H_
+#define OSDN_SERVER_INFERENCE_SERVICE_H_
+
+#include <spdlog/logger.h>
+
+#include <atomic>
+#include <memory>
+#include <optional>
+
+#include "engine/engine.h"
+#include "osdn/v1/inference.grpc.pb.h"
+#include "server/executor.h"
+#include "server/generate_calls.h"
+#include "server/options.h"
+
+namespace osdn {
+
+// Thread-safe. No thread waits for a call: gRPC's threads only start and finish them, `workers_`
+// read requests, `writers_` pass on events, and the engine's loop does the rest. Must outlive the
+// grpc::Server it is registered with.
+class InferenceService final : public v1::InferenceService::CallbackService {
+ public:
+  InferenceService(const ServerOptions& options, std::shared_ptr<spdlog::logger> logger);
+
+  // Until then every call is UNAVAILABLE: the model is loading. `engine` outlives all calls.
+  void Serve(Engine* engine) { engine_.store(engine, std::memory_order_release); }
+
+  grpc::ServerUnaryReactor* Generate(grpc::CallbackServerContext* context,
+                                     const v1::GenerateRequest* request,
+                                     v1::GenerateResponse* response) override;
+  grpc::ServerWriteReactor<v1::GenerateStreamResponse>* GenerateStream(
+      grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override;
+  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
+                                     const v1::TokenizeRequest* request,
+                                     v1::TokenizeResponse* response) override;
+  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
+                                       const v1::DetokenizeRequest* request,
+                                       v1::DetokenizeResponse* response) override;
+  grpc::ServerUnaryReactor* GetModel(grpc::CallbackServerContext* context,
+                                     const v1::GetModelRequest* request,
+                                     v1::GetModelResponse* response) override;
+
+ private:
+  // nullopt while loading.
+  std::optional<CallEnvironment> Environment();
+
+  const ServerOptions options_;
+  const std::shared_ptr<spdlog::logger> logger_;
+  std::atomic<Engine*> engine_{nullptr};
+  Executor workers_;
+  Executor writers_;
+};
+
+}  // namespace osdn
+
+#endif  // OSDN_SERVER_INFERENCE_SERVICE_H_

@@ -1,0 +1,220 @@
+#include "server/options.h"
+
+#include <limits>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "kernels/include/tensor.h"
+#include "server/address.h"
+
+namespace osdn {
+namespace {
+
+constexpr int64_t kMaxTokens = std::numeric_limits<int32_t>::max();
+
+template <class... Ts>
+struct Overloaded : Ts... {
+  using Ts::operator()...;
+};
+template <class... Ts>
+Overloaded(Ts...) -> Overloaded<Ts...>;
+
+std::vector<OptionSpec> MakeTable() {
+  using O = ServerOptions;
+  return {
+      {"--model", "model", "DIR", "model directory, as `osdn-tools convert` writes it (required)",
+       TextOption{&O::model_dir}},
+      {"--verify-checksums", "verify_checksums", "BOOL",
+       "compare the sha256 of every model file with model.yaml before serving",
+       BoolOption{&O::verify_checksums}},
+      {"--backend", "backend", "NAME",
+       "where to compute; auto takes cuda when its module finds a device, else cpu; reference is "
+       "slow and for comparing",
+       ChoiceOption{&O::backend, {"auto", "cpu", "cuda", "reference"}}},
+      {"--threads", "threads", "N", "threads of the cpu backend; 0 is one a physical core",
+       IntOption{&O::threads, 0, 1024}},
+      {"--grpc-address", "grpc.address", "HOST:PORT",
+       "where to listen for gRPC; port 0 takes a free one, which the log names",
+       TextOption{&O::grpc_address}},
+      {"--insecure", "grpc.insecure", "BOOL",
+       "allow plaintext, without authentication, on an address other machines can reach",
+       BoolOption{&O::insecure}},
+      {"--max-message-bytes", "grpc.max_message_bytes", "BYTES",
+       "largest request message; a larger one is RESOURCE_EXHAUSTED",
+       IntOption{&O::max_message_bytes, 1024, 1 << 30}},
+      {"--keepalive-time", "grpc.keepalive_time", "DURATION",
+       "ping a silent client this often; one that does not answer within 20s is gone and its "
+       "requests end",
+       DurationOption{&O::keepalive_time, absl::Seconds(1), absl::Hours(24)}},
+      {"--max-slots", "scheduler.max_slots", "N",
+       "sequences that run at once; each holds one state, whose size the log names",
+       IntOption{&O::max_slots, 1, 65536}},
+      {"--max-prefill-tokens", "scheduler.max_prefill_tokens", "N",
+       "prompt tokens read in one step while others decode: more is faster to the first token, "
+       "less "
+       "is smoother between tokens",
+       IntOption{&O::max_prefill_tokens, kernels::kChunk, 65536}},
+      {"--max-queued-requests", "scheduler.max_queued_requests", "N",
+       "requests that may wait for a slot; beyond, RESOURCE_EXHAUSTED",
+       IntOption{&O::max_queued_requests, 1, 1'000'000}},
+      {"--max-queued-tokens", "scheduler.max_queued_tokens", "N",
+       "prompt tokens of all waiting requests together, so also the longest prompt",
+       IntOption{&O::max_queued_tokens, 1, kMaxTokens}},
+      {"--max-tokens-default", "generation.max_tokens_default", "N",
+       "stop.max_tokens of a request that does not set it",
+       IntOption{&O::max_tokens_default, 1, kMaxTokens}},
+      {"--max-tokens-limit", "generation.max_tokens_limit", "N",
+       "largest stop.max_tokens a request may ask for",
+       IntOption{&O::max_tokens_limit, 1, kMaxTokens}},
+      {"--drain-propagation", "drain.propagation", "DURATION",
+       "after SIGTERM, keep accepting for so long while health says NOT_SERVING, so that balancers "
+       "notice; SIGINT skips it",
+       DurationOption{&O::drain_propagation, absl::ZeroDuration(), absl::Hours(1)}},
+      {"--drain-timeout", "drain.timeout", "DURATION",
+       "then refuse new calls and let running ones finish for so long",
+       DurationOption{&O::drain_timeout, absl::ZeroDuration(), absl::Hours(24)}},
+      {"--log-level", "log.level", "LEVEL", "debug adds a line a request, never its content",
+       ChoiceOption{&O::log_level, {"debug", "info", "warning", "error"}}},
+  };
+}
+
+absl::Status Wanted(absl::string_view text, absl::string_view wanted) {
+  return absl::InvalidArgumentError(absl::StrCat("\"", text, "\" is not ", wanted));
+}
+
+absl::Status SetBool(const BoolOption& option, absl::string_view text, ServerOptions* options) {
+  if (text != "true" && text != "false") return Wanted(text, "true or false");
+  options->*option.field = text == "true";
+  return absl::OkStatus();
+}
+
+absl::Status SetInt(const IntOption& option, absl::string_view text, ServerOptions* options) {
+  int64_t value = 0;
+  if (!absl::SimpleAtoi(text, &value)) return Wanted(text, "a whole number");
+  if (value < option.min || value > option.max) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(value, " is outside [", option.min, ", ", option.max, "]"));
+  }
+  options->*option.field = value;
+  return absl::OkStatus();
+}
+
+absl::Status SetDuration(const DurationOption& option, absl::string_view text,
+                         ServerOptions* options) {
+  absl::Duration value;
+  if (!absl::ParseDuration(text, &value)) {
+    return Wanted(text, "a duration with its unit, e.g. 500ms, 30s or 2m");
+  }
+  if (value < option.min || value > option.max) {
+    return absl::InvalidArgumentError(absl::StrCat(absl::FormatDuration(value), " is outside [",
+                                                   absl::FormatDuration(option.min), ", ",
+                                                   absl::FormatDuration(option.max), "]"));
+  }
+  options->*option.field = value;
+  return absl::OkStatus();
+}
+
+absl::Status SetChoice(const ChoiceOption& option, absl::string_view text, ServerOptions* options) {
+  for (absl::string_view choice : option.choices) {
+    if (text != choice) continue;
+    options->*option.field = std::string(text);
+    return absl::OkStatus();
+  }
+  return Wanted(text, absl::StrCat("one of ", absl::StrJoin(option.choices, ", ")));
+}
+
+absl::string_view SourceName(OptionSource source) {
+  switch (source) {
+    case OptionSource::kDefault:
+      return "default";
+    case OptionSource::kFile:
+      return "file";
+    case OptionSource::kFlag:
+      return "flag";
+  }
+  return "unknown";
+}
+
+}  // namespace
+
+absl::Span<const OptionSpec> OptionTable() {
+  static const std::vector<OptionSpec> table = MakeTable();
+  return table;
+}
+
+absl::Status SetOption(const OptionSpec& spec, absl::string_view text, ServerOptions* options) {
+  return std::visit(
+      Overloaded{[&](const TextOption& option) {
+                   if (text.empty()) return absl::InvalidArgumentError("the value is empty");
+                   options->*option.field = std::string(text);
+                   return absl::OkStatus();
+                 },
+                 [&](const ChoiceOption& option) { return SetChoice(option, text, options); },
+                 [&](const BoolOption& option) { return SetBool(option, text, options); },
+                 [&](const IntOption& option) { return SetInt(option, text, options); },
+                 [&](const DurationOption& option) { return SetDuration(option, text, options); }},
+      spec.type);
+}
+
+std::string OptionText(const OptionSpec& spec, const ServerOptions& options) {
+  return std::visit(
+      Overloaded{[&](const TextOption& option) { return options.*option.field; },
+                 [&](const ChoiceOption& option) { return options.*option.field; },
+                 [&](const BoolOption& option) {
+                   return std::string(options.*option.field ? "true" : "false");
+                 },
+                 [&](const IntOption& option) { return absl::StrCat(options.*option.field); },
+                 [&](const DurationOption& option) {
+                   return absl::FormatDuration(options.*option.field);
+                 }},
+      spec.type);
+}
+
+std::string OptionRange(const OptionSpec& spec) {
+  return std::visit(
+      Overloaded{[](const TextOption&) { return std::string(); },
+                 [](const ChoiceOption& option) { return absl::StrJoin(option.choices, "|"); },
+                 [](const BoolOption&) { return std::string("true|false"); },
+                 [](const IntOption& option) { return absl::StrCat(option.min, "..", option.max); },
+                 [](const DurationOption& option) {
+                   return absl::StrCat(absl::FormatDuration(option.min), "..",
+                                       absl::FormatDuration(option.max));
+                 }},
+      spec.type);
+}
+
+absl::Status CheckOptions(const ServerOptions& options) {
+  std::vector<std::string> problems;
+  if (options.model_dir.empty()) {
+    problems.push_back("--model is required: the directory that `osdn-tools convert` wrote");
+  }
+  const absl::StatusOr<Address> address = ParseAddress(options.grpc_address);
+  if (!address.ok()) {
+    problems.push_back(absl::StrCat("--grpc-address: ", address.status().message()));
+  } else if (!address->is_loopback() && !options.insecure) {
+    problems.push_back(absl::StrCat(
+        "--grpc-address: ", options.grpc_address,
+        " can be reached from other machines, and the connection is neither encrypted nor "
+        "authenticated: give --insecure if that is wanted, or listen on 127.0.0.1"));
+  }
+  if (options.max_tokens_default > options.max_tokens_limit) {
+    problems.push_back(absl::StrCat("--max-tokens-default: ", options.max_tokens_default,
+                                    " is more than --max-tokens-limit ", options.max_tokens_limit));
+  }
+  if (problems.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrJoin(problems, "\n"));
+}
+
+std::vector<std::string> DescribeOptions(const ResolvedOptions& options) {
+  std::vector<std::string> lines;
+  const absl::Span<const OptionSpec> table = OptionTable();
+  for (size_t i = 0; i < table.size(); ++i) {
+    lines.push_back(absl::StrCat(table[i].path, " = ", OptionText(table[i], options.values), " (",
+                                 SourceName(options.sources[i]), ")"));
+  }
+  return lines;
+}
+
+}  // namespace osdn

@@ -1,0 +1,233 @@
+#include "server/request_mapping.h"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+#include <utility>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "engine/chat_template.h"
+
+namespace osdn {
+namespace {
+
+constexpr size_t kMaxToldIds = 16;
+
+class RequestReader {
+ public:
+  RequestReader(const v1::GenerateRequest& request, const RequestContext& context,
+                std::vector<FieldViolation>* violations)
+      : request_(request), context_(context), violations_(violations) {}
+
+  GenerationRequest Read() {
+    // Stop conditions first: a messages prompt adds its stop tokens to them.
+    ReadStop(request_.stop());
+    ReadSampling(request_.sampling());
+    ReadPrompt(request_.prompt());
+    result_.want_prefill_progress = request_.output().prefill_progress();
+    return std::move(result_);
+  }
+
+ private:
+  void Add(absl::string_view field, absl::string_view description) {
+    violations_->push_back({std::string(field), std::string(description)});
+  }
+
+  void ReadPrompt(const v1::Prompt& prompt) {
+    switch (prompt.content_case()) {
+      case v1::Prompt::kText:
+        return ReadText(prompt.text());
+      case v1::Prompt::kTokens:
+        if (prompt.tokens().ids().empty()) {
+          return Add("prompt.tokens.ids", "no ids: at least 1 is needed");
+        }
+        result_.prompt = ToTokenIds(prompt.tokens().ids(), "prompt.tokens.ids",
+                                    context_.config->arch.vocab_size, violations_);
+        return;
+      case v1::Prompt::kMessages:
+        return ReadMessages(prompt.messages());
+      case v1::Prompt::CONTENT_NOT_SET:
+        return Add("prompt", "not set: one of text, tokens, messages is needed");
+    }
+    Add("prompt", "of a kind this server does not know: use text, tokens or messages");
+  }
+
+  void ReadText(const std::string& text) {
+    if (context_.tokenizer == nullptr) return AddNoTokenizer("prompt.text");
+    if (text.empty()) return Add("prompt.text", "empty: at least 1 byte is needed");
+    const ModelConfig& config = *context_.config;
+    if (config.add_bos && config.bos_id.has_value()) result_.prompt.push_back(*config.bos_id);
+    const std::vector<int32_t> ids = context_.tokenizer->Encode(text);
+    result_.prompt.insert(result_.prompt.end(), ids.begin(), ids.end());
+  }
+
+  void ReadMessages(const v1::Messages& messages) {
+    if (context_.tokenizer == nullptr) return AddNoTokenizer("prompt.messages");
+    const ModelConfig& config = *context_.config;
+    if (!config.chat.has_value()) {
+      return Add("prompt.messages",
+                 absl::StrCat("model ", config.name, " has no chat template: use prompt.text"));
+    }
+    std::vector<ChatMessage> chat;
+    chat.reserve(static_cast<size_t>(messages.messages_size()));
+    for (const v1::Message& message : messages.messages()) {
+      chat.push_back({message.role(), message.content()});
+    }
+    absl::StatusOr<std::vector<int32_t>> ids =
+        RenderChat(*config.chat, *context_.tokenizer, config.bos_id, chat);
+    if (!ids.ok()) return Add("prompt.messages", ids.status().message());
+    result_.prompt = *std::move(ids);
+
+    absl::StatusOr<std::vector<int32_t>> stop = ChatStopIds(*config.chat, *context_.tokenizer);
+    if (!stop.ok()) return Add("prompt.messages", stop.status().message());
+    for (int32_t id : *stop) {
+      if (std::find(result_.stop_token_ids.begin(), result_.stop_token_ids.end(), id) ==
+          result_.stop_token_ids.end()) {
+        result_.stop_token_ids.push_back(id);
+      }
+    }
+  }
+
+  void AddNoTokenizer(absl::string_view field) {
+    Add(field, absl::StrCat("model ", context_.config->name,
+                            " has no tokenizer: send token ids in prompt.tokens"));
+  }
+
+  void ReadSampling(const v1::SamplingParams& sampling) {
+    SamplingParams& out = result_.sampling;
+    if (sampling.has_temperature()) out.temperature = sampling.temperature();
+    if (sampling.has_top_p()) out.top_p = sampling.top_p();
+    if (sampling.has_min_p()) out.min_p = sampling.min_p();
+    out.seed = sampling.has_seed() ? sampling.seed() : context_.drawn_seed;
+    constexpr uint32_t kMaxTopK = std::numeric_limits<int32_t>::max();
+    if (sampling.top_k() > kMaxTopK) {
+      return Add("sampling.top_k",
+                 absl::StrCat(sampling.top_k(), " is outside [0, ", kMaxTopK, "] (0 is off)"));
+    }
+    out.top_k = static_cast<int32_t>(sampling.top_k());
+  }
+
+  void ReadStop(const v1::StopConditions& stop) {
+    result_.max_tokens = std::min(context_.max_tokens_default, context_.max_tokens_limit);
+    if (stop.has_max_tokens()) {
+      result_.max_tokens = stop.max_tokens();
+      if (stop.max_tokens() < 1 || stop.max_tokens() > context_.max_tokens_limit) {
+        Add("stop.max_tokens",
+            absl::StrCat(stop.max_tokens(), " is outside [1, ", context_.max_tokens_limit, "]"));
+      }
+    }
+    result_.min_tokens = stop.min_tokens();
+    result_.ignore_eos = stop.ignore_eos();
+    result_.stop_strings.assign(stop.stop_strings().begin(), stop.stop_strings().end());
+    result_.stop_token_ids = ToTokenIds(stop.stop_token_ids(), "stop.stop_token_ids",
+                                        context_.config->arch.vocab_size, violations_);
+  }
+
+  const v1::GenerateRequest& request_;
+  const RequestContext& context_;
+  std::vector<FieldViolation>* const violations_;
+  GenerationRequest result_;
+};
+
+// "stop.stop_strings[2]" -> "stop.stop_strings"; everything about the prompt is one field.
+absl::string_view FieldGroup(absl::string_view field) {
+  if (absl::StartsWith(field, "prompt")) return "prompt";
+  return field.substr(0, field.find('['));
+}
+
+double ToMilliseconds(std::chrono::nanoseconds time) {
+  return std::chrono::duration<double, std::milli>(time).count();
+}
+
+}  // namespace
+
+GenerationRequest ToGenerationRequest(const v1::GenerateRequest& request,
+                                      const RequestContext& context,
+                                      std::vector<FieldViolation>* violations) {
+  return RequestReader(request, context, violations).Read();
+}
+
+void MergeViolations(std::vector<FieldViolation> more, std::vector<FieldViolation>* violations) {
+  const size_t known = violations->size();
+  for (FieldViolation& violation : more) {
+    const bool spoken_of =
+        std::any_of(violations->begin(), violations->begin() + static_cast<ptrdiff_t>(known),
+                    [&violation](const FieldViolation& other) {
+                      return FieldGroup(other.field) == FieldGroup(violation.field);
+                    });
+    if (!spoken_of) violations->push_back(std::move(violation));
+  }
+}
+
+std::vector<int32_t> ToTokenIds(absl::Span<const uint32_t> ids, absl::string_view field,
+                                int64_t vocab_size, std::vector<FieldViolation>* violations) {
+  std::vector<int32_t> result;
+  result.reserve(ids.size());
+  size_t told = 0;
+  for (size_t i = 0; i < ids.size() && told < kMaxToldIds; ++i) {
+    if (ids[i] < vocab_size) {
+      result.push_back(static_cast<int32_t>(ids[i]));
+      continue;
+    }
+    violations->push_back(
+        {absl::StrCat(field, "[", i, "]"),
+         absl::StrCat(ids[i], " is outside the vocabulary [0, ", vocab_size - 1, "]")});
+    ++told;
+  }
+  return result;
+}
+
+v1::FinishReason ToProto(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return v1::FINISH_REASON_STOP;
+    case FinishReason::kStopString:
+      return v1::FINISH_REASON_STOP_STRING;
+    case FinishReason::kLength:
+      return v1::FINISH_REASON_LENGTH;
+    case FinishReason::kCancelled:
+      return v1::FINISH_REASON_CANCELLED;
+    case FinishReason::kError:
+      return v1::FINISH_REASON_ERROR;
+  }
+  return v1::FINISH_REASON_UNSPECIFIED;
+}
+
+v1::Usage ToUsage(const GenerationFinished& finished) {
+  v1::Usage usage;
+  usage.set_prompt_tokens(static_cast<uint64_t>(finished.prompt_tokens));
+  usage.set_cached_tokens(static_cast<uint64_t>(finished.cached_tokens));
+  usage.set_completion_tokens(static_cast<uint64_t>(finished.completion_tokens));
+  return usage;
+}
+
+v1::Timings ToTimings(const GenerationTimings& timings) {
+  v1::Timings result;
+  result.set_queue_ms(ToMilliseconds(timings.queue));
+  result.set_prefill_ms(ToMilliseconds(timings.prefill));
+  result.set_decode_ms(ToMilliseconds(timings.decode));
+  result.set_time_to_first_token_ms(ToMilliseconds(timings.time_to_first_token));
+  return result;
+}
+
+v1::ResolvedParams ToResolvedParams(const GenerationRequest& request) {
+  v1::ResolvedParams params;
+  v1::SamplingParams* sampling = params.mutable_sampling();
+  sampling->set_temperature(request.sampling.temperature);
+  sampling->set_top_k(static_cast<uint32_t>(request.sampling.top_k));
+  sampling->set_top_p(request.sampling.top_p);
+  sampling->set_min_p(request.sampling.min_p);
+  sampling->set_seed(request.sampling.seed);
+  v1::StopConditions* stop = params.mutable_stop();
+  stop->set_max_tokens(static_cast<uint32_t>(request.max_tokens));
+  stop->set_min_tokens(static_cast<uint32_t>(request.min_tokens));
+  stop->mutable_stop_strings()->Assign(request.stop_strings.begin(), request.stop_strings.end());
+  stop->mutable_stop_token_ids()->Assign(request.stop_token_ids.begin(),
+                                         request.stop_token_ids.end());
+  stop->set_ignore_eos(request.ignore_eos);
+  return params;
+}
+
+}  // namespace osdn

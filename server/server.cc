@@ -1,0 +1,164 @@
+#include "server/server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/security/server_credentials.h>
+#include <grpcpp/server_builder.h>
+
+#include <chrono>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "server/model_info.h"
+
+namespace osdn {
+namespace {
+
+// Clients may ping this often, also between calls; a client that pings more is disconnected.
+constexpr int kMinClientPingMs = 10'000;
+constexpr int kKeepaliveTimeoutMs = 20'000;
+// Streams that the engine ended still have their last frame to write.
+constexpr std::chrono::seconds kFlushTime{2};
+
+void SetTransport(const ServerOptions& options, grpc::ServerBuilder* builder) {
+  builder->SetMaxReceiveMessageSize(static_cast<int>(options.max_message_bytes));
+  // With SO_REUSEPORT a second server on the same port would start and take half of the calls.
+  builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS,
+                              static_cast<int>(absl::ToInt64Milliseconds(options.keepalive_time)));
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                              kMinClientPingMs);
+  // Reflection is the only service that needs threads of its own.
+  builder->SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);
+  builder->SetSyncServerOption(grpc::ServerBuilder::MIN_POLLERS, 1);
+  builder->SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 2);
+}
+
+EngineOptions ToEngineOptions(const ServerOptions& options) {
+  EngineOptions engine;
+  engine.model_dir = options.model_dir;
+  engine.backend.name = options.backend;
+  engine.backend.threads = static_cast<int>(options.threads);
+  engine.max_slots = static_cast<int32_t>(options.max_slots);
+  engine.max_prefill_tokens = options.max_prefill_tokens;
+  engine.max_queued_requests = options.max_queued_requests;
+  engine.max_queued_tokens = options.max_queued_tokens;
+  engine.verify_checksums = options.verify_checksums;
+  return engine;
+}
+
+std::string MebiBytes(size_t bytes) {
+  return absl::StrFormat("%.1f MiB", static_cast<double>(bytes) / (1 << 20));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Listen(const ServerOptions& options,
+                                                       std::shared_ptr<spdlog::logger> logger) {
+  std::unique_ptr<Server> server(new Server(options, std::move(logger)));
+  if (absl::Status s = server->Start(); !s.ok()) return s;
+  return server;
+}
+
+Server::Server(const ServerOptions& options, std::shared_ptr<spdlog::logger> logger)
+    : options_(options), logger_(std::move(logger)), service_(options_, logger_) {}
+
+Server::~Server() {
+  if (engine_ != nullptr) engine_->Drain(std::chrono::milliseconds(0));
+  if (grpc_server_ != nullptr) {
+    grpc_server_->Shutdown(std::chrono::system_clock::now() + kFlushTime);
+    grpc_server_->Wait();
+  }
+}
+
+absl::Status Server::Start() {
+  absl::StatusOr<Address> address = ParseAddress(options_.grpc_address);
+  if (!address.ok()) return address.status();
+  address_ = *std::move(address);
+  if (absl::Status s = CheckCanBind(address_); !s.ok()) return s;
+
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort(address_.ToString(), grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(&service_);
+  SetTransport(options_, &builder);
+  grpc_server_ = builder.BuildAndStart();
+  if (grpc_server_ == nullptr || port == 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("cannot listen on ", address_.ToString(), ": gRPC's own message is above"));
+  }
+  address_.port = static_cast<uint16_t>(port);
+  SetServing(false);
+  logger_->info("listening on {} (gRPC, plaintext)", address_.ToString());
+  return absl::OkStatus();
+}
+
+void Server::SetServing(bool serving) {
+  grpc::HealthCheckServiceInterface* health = grpc_server_->GetHealthCheckService();
+  health->SetServingStatus("", serving);
+  health->SetServingStatus(v1::InferenceService::service_full_name(), serving);
+}
+
+absl::Status Server::Load() {
+  logger_->info("loading {}", options_.model_dir);
+  const absl::Time start = absl::Now();
+  absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Create(ToEngineOptions(options_));
+  if (!engine.ok()) return engine.status();
+  engine_ = *std::move(engine);
+  LogModel();
+  service_.Serve(engine_.get());
+  SetServing(true);
+  logger_->info("serving on {}, loaded in {}", address_.ToString(),
+                absl::FormatDuration(absl::Trunc(absl::Now() - start, absl::Milliseconds(1))));
+  return absl::OkStatus();
+}
+
+bool Server::CheckHealth() {
+  if (engine_ == nullptr || !healthy_) return healthy_;
+  const absl::Status health = engine_->health();
+  if (health.ok()) return true;
+  healthy_ = false;
+  SetServing(false);
+  logger_->error("no longer serving: {}", std::string(health.message()));
+  return false;
+}
+
+void Server::LogModel() const {
+  const ModelConfig& config = engine_->config();
+  const EngineInfo& info = engine_->info();
+  logger_->info("model {}: {}, {} parameters, {}, weights {}, tokenizer {}, chat template {}",
+                config.name, std::string(ArchitectureType(config.arch)),
+                ParameterCount(config.arch), std::string(kernels::DTypeName(config.dtype)),
+                MebiBytes(info.weight_bytes), engine_->tokenizer() != nullptr ? "yes" : "no",
+                config.chat.has_value() ? "yes" : "no");
+  logger_->info("model id {}", config.model_id());
+  logger_->info("backend {}: {} ({})", info.backend, info.backend_detail, info.backend_reason);
+  logger_->info("state: {} slots x {} bytes = {}", info.slots, info.state_bytes_per_slot,
+                MebiBytes(static_cast<size_t>(info.slots) * info.state_bytes_per_slot));
+}
+
+void Server::Drain(absl::Duration propagation, absl::Duration timeout) {
+  SetServing(false);
+  if (propagation > absl::ZeroDuration()) {
+    logger_->info("draining: health is NOT_SERVING, new calls are refused in {}",
+                  absl::FormatDuration(propagation));
+    absl::SleepFor(propagation);
+  }
+  if (engine_ != nullptr) {
+    const EngineStats stats = engine_->stats();
+    logger_->info("draining: {} running and {} queued requests may finish within {}", stats.running,
+                  stats.queued, absl::FormatDuration(timeout));
+    engine_->Drain(std::chrono::milliseconds(absl::ToInt64Milliseconds(timeout)));
+  }
+  grpc_server_->Shutdown(std::chrono::system_clock::now() + kFlushTime);
+  logger_->info("drained");
+}
+
+}  // namespace osdn

@@ -1,0 +1,70 @@
+// The process's server: port, services, health, model, drain.
+#ifndef OSDN_SERVER_SERVER_H_
+#define OSDN_SERVER_SERVER_H_
+
+#include <grpcpp/server.h>
+#include <spdlog/logger.h>
+
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "engine/engine.h"
+#include "server/address.h"
+#include "server/inference_service.h"
+#include "server/options.h"
+
+namespace osdn {
+
+// Listen -> Load -> (serves) -> Drain. Methods are called by one thread, in this order; any of the
+// later ones may be left out.
+class Server {
+ public:
+  // Binds first, so that a port in use fails at once and not after a long load. Health is
+  // NOT_SERVING and calls are UNAVAILABLE. INVALID_ARGUMENT for the address, FAILED_PRECONDITION
+  // naming address and cause when it cannot be bound.
+  static absl::StatusOr<std::unique_ptr<Server>> Listen(const ServerOptions& options,
+                                                        std::shared_ptr<spdlog::logger> logger);
+  // Ends what still runs at once.
+  ~Server();
+
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+
+  // Loads the model and serves it. Engine::Create's errors.
+  absl::Status Load();
+
+  // False once the backend failed for good: health is NOT_SERVING from then on and the reason is
+  // logged.
+  bool CheckHealth();
+
+  // NOT_SERVING at once; for `propagation`, calls are taken as before; then new ones are
+  // UNAVAILABLE and running ones may finish within `timeout`. What is left then ends with
+  // UNAVAILABLE.
+  void Drain(absl::Duration propagation, absl::Duration timeout);
+
+  // Where it listens, with the port it got.
+  const Address& address() const { return address_; }
+
+ private:
+  Server(const ServerOptions& options, std::shared_ptr<spdlog::logger> logger);
+
+  absl::Status Start();
+  void SetServing(bool serving);
+  void LogModel() const;
+
+  const ServerOptions options_;
+  const std::shared_ptr<spdlog::logger> logger_;
+  Address address_;
+  bool healthy_ = true;
+  // Destroyed in reverse: the RPC server waits for its calls, which need service and engine.
+  std::unique_ptr<Engine> engine_;
+  InferenceService service_;
+  std::unique_ptr<grpc::Server> grpc_server_;
+};
+
+}  // namespace osdn
+
+#endif  // OSDN_SERVER_SERVER_H_
