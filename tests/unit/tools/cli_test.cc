@@ -1,0 +1,149 @@
+// The binary itself: exit codes, output, signals.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "engine/safetensors.h"
+#include "tests/unit/tools/checkpoint_fixture.h"
+
+namespace osdn::tools {
+namespace {
+
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+struct Outcome {
+  int code = -1;
+  std::string out;
+  std::string err;
+};
+
+class CliTest : public testing::Test {
+ protected:
+  // Runs osdn-tools in a shell; `arguments` may redirect standard input.
+  Outcome Run(const std::string& arguments) {
+    const std::string command = std::string(OSDN_TOOLS_BINARY) + " " + arguments + " >" +
+                                (dir_ / "out") + " 2>" + (dir_ / "err");
+    const int status = std::system(command.c_str());
+    Outcome outcome;
+    outcome.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    outcome.out = ReadText(dir_ / "out");
+    outcome.err = ReadText(dir_ / "err");
+    return outcome;
+  }
+
+  void ConvertGolden(const std::string& name) {
+    const Outcome outcome = Run("convert " + GoldenPath(name) + " " + (dir_ / "model"));
+    ASSERT_EQ(outcome.code, 0) << outcome.err;
+  }
+
+  TemporaryDirectory dir_;
+};
+
+TEST_F(CliTest, UsageErrorsExitWithTwo) {
+  for (const char* arguments :
+       {"", "nonsense", "convert", "convert a", "convert a b --dtype int8", "inspect", "score",
+        "score --model a --ids-file b --logits-out c --step 0", "generate", "generate --prompt x",
+        "generate --address a --model b", "generate --address a --prompt b --ids 1", "chat",
+        "health", "inspect a --no-such-flag", "convert a b c"}) {
+    const Outcome outcome = Run(arguments);
+    EXPECT_EQ(outcome.code, 2) << arguments;
+    EXPECT_FALSE(outcome.err.empty()) << arguments;
+  }
+}
+
+TEST_F(CliTest, HelpAndVersion) {
+  EXPECT_EQ(Run("--version").code, 0);
+  EXPECT_THAT(Run("--version").out, HasSubstr("osdn-tools "));
+  for (const char* command : {"convert", "inspect", "score", "generate", "chat", "health"}) {
+    EXPECT_EQ(Run(std::string(command) + " --help").code, 0) << command;
+    EXPECT_THAT(Run("--help").out, HasSubstr(command));
+  }
+}
+
+TEST_F(CliTest, FailuresExitWithOneAndNameTheThing) {
+  const Outcome convert = Run("convert " + (dir_ / "absent") + " " + (dir_ / "model"));
+  EXPECT_EQ(convert.code, 1);
+  EXPECT_THAT(convert.err, HasSubstr(dir_ / "absent"));
+  EXPECT_FALSE(std::filesystem::exists(dir_ / "model"));
+  const Outcome inspect = Run("inspect " + dir_.path());
+  EXPECT_EQ(inspect.code, 1);
+  EXPECT_THAT(inspect.err, HasSubstr("model.yaml"));
+  for (const char* command : {"health", "chat", "generate --prompt x"}) {
+    const Outcome client = Run(std::string(command) + " --address 127.0.0.1:1 </dev/null");
+    EXPECT_EQ(client.code, 1) << command;
+    EXPECT_THAT(client.err, HasSubstr("127.0.0.1:1")) << command;
+  }
+}
+
+TEST_F(CliTest, ConvertInspectScore) {
+  ConvertGolden("tiny");
+  const Outcome inspect = Run("inspect " + (dir_ / "model") + " --json --verify");
+  ASSERT_EQ(inspect.code, 0) << inspect.err;
+  EXPECT_EQ(nlohmann::json::parse(inspect.out)["architecture"]["layers"], 2);
+
+  WriteText(dir_ / "ids", "1 5\n 96 0");
+  const std::string score = "score --model " + (dir_ / "model") + " --ids-file " + (dir_ / "ids") +
+                            " --logits-out " + (dir_ / "logits.safetensors");
+  const Outcome good = Run(score + " --backend reference --threads 1");
+  ASSERT_EQ(good.code, 0) << good.err;
+  const absl::StatusOr<SafetensorsFile> file = SafetensorsFile::Open(dir_ / "logits.safetensors");
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_THAT(file->Find("logits")->shape, testing::ElementsAre(4, 97));
+
+  WriteText(dir_ / "ids", "1 5 97");
+  const Outcome bad = Run(score);
+  EXPECT_EQ(bad.code, 1);
+  EXPECT_THAT(bad.err, HasSubstr("token id 3: \"97\", want a number from 0 to 96"));
+  EXPECT_THAT(bad.err, HasSubstr(dir_ / "ids"));
+}
+
+TEST_F(CliTest, GenerateInThisProcess) {
+  ConvertGolden("tiny_apf_gate");
+  const std::string generate =
+      "generate --model " + (dir_ / "model") + " --backend reference --temperature 0 --max-tokens 5";
+  const Outcome json = Run(generate + " --ids 1,2,3 --ignore-eos --json");
+  ASSERT_EQ(json.code, 0) << json.err;
+  const nlohmann::json root = nlohmann::json::parse(json.out);
+  EXPECT_EQ(root["token_ids"].size(), 5U);
+  EXPECT_EQ(root["finish_reason"], "length");
+  EXPECT_EQ(root["usage"]["prompt_tokens"], 3);
+
+  // Without a tokenizer the stream is made of ids, the same ones.
+  const Outcome stream = Run(generate + " --ids 1 2 3 --ignore-eos");
+  ASSERT_EQ(stream.code, 0) << stream.err;
+  std::string ids;
+  for (const nlohmann::json& id : root["token_ids"]) ids += (ids.empty() ? "" : " ") + id.dump();
+  EXPECT_EQ(stream.out, ids + "\n");
+  EXPECT_THAT(stream.err, HasSubstr("3 prompt tokens, 5 new"));
+
+  const Outcome text = Run(generate + " --prompt hello");
+  EXPECT_EQ(text.code, 1);
+  EXPECT_THAT(text.err, HasSubstr("tokenizer"));
+  const Outcome range = Run(generate + " --ids 1 --top-p 7 --min-p 7");
+  EXPECT_EQ(range.code, 1);
+  EXPECT_THAT(range.err, HasSubstr("top_p"));
+  EXPECT_THAT(range.err, HasSubstr("min_p"));
+}
+
+TEST_F(CliTest, CtrlCEndsAGeneration) {
+  ConvertGolden("tiny");
+  // A job of a non-interactive shell ignores SIGINT, so timeout sends it.
+  const std::string generate = std::string("timeout -s INT 2 ") + OSDN_TOOLS_BINARY +
+                               " generate --model " + (dir_ / "model") +
+                               " --ids 1 --ignore-eos --max-tokens 30000 >" + (dir_ / "out") +
+                               " 2>" + (dir_ / "err");
+  const int status = std::system(generate.c_str());
+  ASSERT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 124) << ReadText(dir_ / "err");  // timeout's own code
+  EXPECT_THAT(ReadText(dir_ / "err"), HasSubstr("osdn-tools: "));
+  EXPECT_FALSE(ReadText(dir_ / "out").empty());
+}
+
+}  // namespace
+}  // namespace osdn::tools

@@ -1,0 +1,179 @@
+// osdn-tools generate
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <csignal>
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "tools/backend_flags.h"
+#include "tools/command.h"
+#include "tools/file_util.h"
+#include "tools/generation_flags.h"
+#include "tools/inference_client.h"
+#include "tools/interrupt.h"
+#include "tools/local_server.h"
+#include "tools/score.h"
+
+namespace osdn::tools {
+namespace {
+
+struct GenerateFlags {
+  std::string address;
+  EngineOptions engine;
+  std::optional<std::string> prompt;
+  std::string prompt_file;
+  std::vector<std::string> ids;
+  GenerationFlags generation;
+  bool json = false;
+};
+
+// The prompt as the flags give it; without any of them, standard input.
+absl::Status SetPrompt(const GenerateFlags& flags, int64_t vocab_size,
+                       v1::GenerateRequest* request) {
+  if (!flags.ids.empty()) {
+    std::string text = absl::StrJoin(flags.ids, " ");
+    std::replace(text.begin(), text.end(), ',', ' ');
+    absl::StatusOr<std::vector<int32_t>> ids = ParseTokenIds(text, vocab_size);
+    if (!ids.ok()) return absl::InvalidArgumentError(absl::StrCat("--ids: ", ids.status().message()));
+    for (const int32_t id : *ids) {
+      request->mutable_prompt()->mutable_tokens()->add_ids(static_cast<uint32_t>(id));
+    }
+    return absl::OkStatus();
+  }
+  std::string text;
+  if (flags.prompt.has_value()) {
+    text = *flags.prompt;
+  } else {
+    absl::StatusOr<std::string> file =
+        ReadSmallFile(flags.prompt_file.empty() ? "-" : flags.prompt_file);
+    if (!file.ok()) return file.status();
+    text = *std::move(file);
+  }
+  request->mutable_prompt()->set_text(std::move(text));
+  return absl::OkStatus();
+}
+
+// Takes the deltas of one generation: to standard output as they come, or kept for --json.
+class Output {
+ public:
+  Output(bool json, bool has_tokenizer) : json_(json), has_tokenizer_(has_tokenizer) {}
+
+  void Add(const v1::Delta& delta) {
+    if (json_) {
+      text_ += delta.text();
+      ids_.insert(ids_.end(), delta.token_ids().begin(), delta.token_ids().end());
+      return;
+    }
+    if (has_tokenizer_) {
+      std::cout << delta.text();
+    } else {
+      for (const uint32_t id : delta.token_ids()) {
+        std::cout << (first_ ? "" : " ") << id;
+        first_ = false;
+      }
+    }
+    std::cout.flush();
+  }
+
+  void Finish(const v1::Finished& finished) const {
+    if (json_) {
+      std::cout << Json(finished) << '\n';
+    } else {
+      std::cout << std::endl;
+    }
+  }
+
+ private:
+  std::string Json(const v1::Finished& finished) const {
+    using Object = nlohmann::ordered_json;
+    const v1::Timings& timings = finished.timings();
+    const Object root = {
+        {"model", finished.model()},
+        {"text", text_},
+        {"token_ids", ids_},
+        {"finish_reason", FinishReasonName(finished.finish_reason())},
+        {"stop_string", finished.stop_string()},
+        {"usage",
+         {{"prompt_tokens", finished.usage().prompt_tokens()},
+          {"cached_tokens", finished.usage().cached_tokens()},
+          {"completion_tokens", finished.usage().completion_tokens()}}},
+        {"timings",
+         {{"queue_ms", timings.queue_ms()},
+          {"prefill_ms", timings.prefill_ms()},
+          {"decode_ms", timings.decode_ms()},
+          {"time_to_first_token_ms", timings.time_to_first_token_ms()}}},
+        {"tokens_per_second", DecodeTokensPerSecond(finished)},
+        {"seed", finished.params().sampling().seed()},
+    };
+    return root.dump(2, ' ', false, Object::error_handler_t::replace);
+  }
+
+  const bool json_;
+  const bool has_tokenizer_;
+  bool first_ = true;
+  std::string text_;
+  std::vector<uint32_t> ids_;
+};
+
+absl::Status RunGenerate(const GenerateFlags& flags) {
+  const SignalBlock block({SIGINT});
+  grpc::ClientContext context;
+  const InterruptWatcher watcher(block, [&context] { context.TryCancel(); });
+
+  std::unique_ptr<LocalServer> local;
+  std::optional<InferenceClient> client;
+  if (flags.address.empty()) {
+    absl::StatusOr<std::unique_ptr<LocalServer>> started = LocalServer::Start(flags.engine);
+    if (!started.ok()) return started.status();
+    local = *std::move(started);
+    client.emplace(local->channel(), flags.engine.model_dir);
+  } else {
+    client.emplace(flags.address);
+  }
+
+  absl::StatusOr<v1::GetModelResponse> model = client->GetModel();
+  if (!model.ok()) return model.status();
+  v1::GenerateRequest request;
+  absl::Status status = SetPrompt(flags, model->architecture().vocab_size(), &request);
+  if (!status.ok()) return status;
+  ApplyGenerationFlags(flags.generation, &request);
+
+  Output output(flags.json, model->has_tokenizer());
+  absl::StatusOr<v1::Finished> finished = client->Generate(
+      request, &context, [&output](const v1::Delta& delta) { output.Add(delta); });
+  if (absl::IsCancelled(finished.status())) std::cout << std::endl;
+  if (!finished.ok()) return finished.status();
+  output.Finish(*finished);
+  std::cerr << '[' << StatsLine(*finished) << "]\n";
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddGenerateCommand(CLI::App& app, Action* action) {
+  CLI::App* command = app.add_subcommand(
+      "generate", "Continue a prompt, on a running server or, with --model, in this process");
+  auto flags = std::make_shared<GenerateFlags>();
+  CLI::Option_group* where = command->add_option_group("Where");
+  where->add_option("--address", flags->address, "Server, HOST:PORT");
+  where->add_option("--model", flags->engine.model_dir, "Model directory, run in this process");
+  where->require_option(1);
+  CLI::Option_group* prompt = command->add_option_group("Prompt", "Default: standard input");
+  prompt->add_option("--prompt", flags->prompt, "Text");
+  prompt->add_option("--prompt-file", flags->prompt_file, "File with the text; - is standard input");
+  prompt->add_option("--ids", flags->ids, "Token ids, separated by spaces or commas");
+  prompt->require_option(0, 1);
+  AddGenerationFlags(command, &flags->generation);
+  AddBackendFlags(command, &flags->engine.backend);
+  command->add_flag("--json", flags->json, "One JSON object at the end instead of a stream of text");
+  command->callback([flags, action] { *action = [flags] { return RunGenerate(*flags); }; });
+}
+
+}  // namespace osdn::tools

@@ -1,0 +1,47 @@
+// Sampling and stop flags, the same for generate and chat, and the line that sums a generation up.
+#ifndef OSDN_TOOLS_GENERATION_FLAGS_H_
+#define OSDN_TOOLS_GENERATION_FLAGS_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "osdn/v1/inference.pb.h"
+
+namespace CLI {
+class App;
+}  // namespace CLI
+
+namespace osdn::tools {
+
+// What is not given is left to the server, which also checks the ranges.
+struct GenerationFlags {
+  std::optional<uint32_t> max_tokens;
+  std::optional<uint32_t> min_tokens;
+  std::optional<float> temperature;
+  std::optional<uint32_t> top_k;
+  std::optional<float> top_p;
+  std::optional<float> min_p;
+  std::optional<uint64_t> seed;
+  std::vector<std::string> stop;
+  std::vector<uint32_t> stop_ids;
+  bool ignore_eos = false;
+};
+
+// `flags` must outlive the parse.
+void AddGenerationFlags(CLI::App* command, GenerationFlags* flags);
+
+// Fills request->sampling and request->stop.
+void ApplyGenerationFlags(const GenerationFlags& flags, v1::GenerateRequest* request);
+
+// "stop", "stop_string", "length", ...
+std::string FinishReasonName(v1::FinishReason reason);
+// New tokens a second after the first; 0 when there were fewer than two.
+double DecodeTokensPerSecond(const v1::Finished& finished);
+// One line, without a newline.
+std::string StatsLine(const v1::Finished& finished);
+
+}  // namespace osdn::tools
+
+#endif  // OSDN_TOOLS_GENERATION_FLAGS_H_

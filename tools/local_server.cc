@@ -1,0 +1,50 @@
+#include "tools/local_server.h"
+
+#include <grpcpp/server_builder.h>
+#include <grpcpp/support/channel_arguments.h>
+#include <spdlog/logger.h>
+#include <spdlog/sinks/null_sink.h>
+
+#include <utility>
+
+namespace osdn::tools {
+namespace {
+
+// The caller reports what goes wrong; a log would say it twice.
+std::shared_ptr<spdlog::logger> SilentLogger() {
+  return std::make_shared<spdlog::logger>("osdn-tools",
+                                          std::make_shared<spdlog::sinks::null_sink_mt>());
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<LocalServer>> LocalServer::Start(const EngineOptions& options) {
+  EngineOptions single = options;
+  single.max_slots = 1;
+  absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Create(single);
+  if (!engine.ok()) return engine.status();
+  std::unique_ptr<LocalServer> local(new LocalServer(*std::move(engine)));
+  if (local->server_ == nullptr) return absl::InternalError("cannot start gRPC in this process");
+  return local;
+}
+
+LocalServer::LocalServer(std::unique_ptr<Engine> engine)
+    : engine_(std::move(engine)), service_(ServerOptions(), SilentLogger()) {
+  service_.Serve(engine_.get());
+  grpc::ServerBuilder builder;
+  builder.RegisterService(&service_);
+  builder.SetMaxReceiveMessageSize(-1);
+  server_ = builder.BuildAndStart();
+}
+
+LocalServer::~LocalServer() {
+  if (server_ == nullptr) return;
+  server_->Shutdown();
+  server_->Wait();
+}
+
+std::shared_ptr<grpc::Channel> LocalServer::channel() const {
+  return server_->InProcessChannel(grpc::ChannelArguments());
+}
+
+}  // namespace osdn::tools
