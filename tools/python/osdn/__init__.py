@@ -1,0 +1,1 @@
+"""Reference OSDN language model in plain PyTorch: checking, training and data."""

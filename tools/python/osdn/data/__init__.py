@@ -1,0 +1,1 @@
+"""Synthetic English with in-context recall, mixed with freely licensed prose."""
