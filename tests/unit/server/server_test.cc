@@ -5,7 +5,6 @@
 #include <gmock/gmock.h>
 #include <google/protobuf/text_format.h>
 #include <grpcpp/create_channel.h>
-#include <grpcpp/generic/generic_stub.h>
 #include <gtest/gtest.h>
 #include <spdlog/sinks/ostream_sink.h>
 
@@ -21,6 +20,7 @@
 #include "absl/strings/str_cat.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
+#include "grpc/health/v1/health.grpc.pb.h"
 #include "tests/unit/engine/test_support.h"
 
 namespace osdn {
@@ -34,7 +34,7 @@ constexpr int64_t kVocab = 512;
 constexpr char kEndless[] = "stop { max_tokens: 2000000000 ignore_eos: true } ";
 constexpr char kService[] = "osdn.v1.InferenceService";
 
-enum class Health { kUnknown = 0, kServing = 1, kNotServing = 2 };
+using Health = grpc::health::v1::HealthCheckResponse;
 
 v1::GenerateRequest Request(const std::string& text_proto) {
   v1::GenerateRequest request;
@@ -124,32 +124,15 @@ class ServerTest : public ::testing::Test {
     return result;
   }
 
-  // grpc.health.v1.Health/Check by hand: HealthCheckRequest{service = 1},
-  // HealthCheckResponse{status = 1}.
-  Health CheckHealth(const std::string& service) {
-    std::string bytes;
-    if (!service.empty())
-      bytes = absl::StrCat("\x0A", std::string(1, char(service.size())), service);
-    const grpc::Slice slice(bytes);
-    const grpc::ByteBuffer request(&slice, 1);
-    grpc::GenericStub stub(channel_);
+  Health::ServingStatus CheckHealth(const std::string& service) {
+    const auto stub = grpc::health::v1::Health::NewStub(channel_);
     grpc::ClientContext context;
-    grpc::CompletionQueue queue;
-    auto call = stub.PrepareUnaryCall(&context, "/grpc.health.v1.Health/Check", request, &queue);
-    call->StartCall();
-    grpc::ByteBuffer response;
-    grpc::Status status;
-    call->Finish(&response, &status, this);
-    void* tag = nullptr;
-    bool ok = false;
-    EXPECT_TRUE(queue.Next(&tag, &ok));
+    grpc::health::v1::HealthCheckRequest request;
+    request.set_service(service);
+    grpc::health::v1::HealthCheckResponse response;
+    const grpc::Status status = stub->Check(&context, request, &response);
     EXPECT_TRUE(status.ok()) << status.error_message();
-    std::vector<grpc::Slice> slices;
-    std::string answer;
-    if (response.Dump(&slices).ok()) {
-      for (const grpc::Slice& part : slices) answer.append(part.begin(), part.end());
-    }
-    return answer.size() == 2 ? static_cast<Health>(answer[1]) : Health::kUnknown;
+    return response.status();
   }
 
   testing_support::TempDir dir_;
@@ -163,8 +146,8 @@ class ServerTest : public ::testing::Test {
 
 TEST_F(ServerTest, IsUnavailableUntilTheModelIsLoaded) {
   Listen();
-  EXPECT_EQ(CheckHealth(""), Health::kNotServing);
-  EXPECT_EQ(CheckHealth(kService), Health::kNotServing);
+  EXPECT_EQ(CheckHealth(""), Health::NOT_SERVING);
+  EXPECT_EQ(CheckHealth(kService), Health::NOT_SERVING);
   v1::GenerateResponse response;
   EXPECT_EQ(Generate("prompt { text: 'a' }", &response).error_code(), grpc::UNAVAILABLE);
   EXPECT_EQ(Stream("prompt { text: 'a' }").status.error_code(), grpc::UNAVAILABLE);
@@ -173,8 +156,8 @@ TEST_F(ServerTest, IsUnavailableUntilTheModelIsLoaded) {
   EXPECT_EQ(stub_->GetModel(&context, {}, &model).error_code(), grpc::UNAVAILABLE);
 
   ASSERT_TRUE(server_->Load().ok());
-  EXPECT_EQ(CheckHealth(""), Health::kServing);
-  EXPECT_EQ(CheckHealth(kService), Health::kServing);
+  EXPECT_EQ(CheckHealth(""), Health::SERVING);
+  EXPECT_EQ(CheckHealth(kService), Health::SERVING);
   EXPECT_TRUE(Generate("prompt { text: 'a' } stop { max_tokens: 1 }", &response).ok());
 }
 
@@ -374,8 +357,8 @@ TEST_F(ServerTest, HealthFollowsTheDrain) {
   Start();
   EXPECT_TRUE(server_->CheckHealth());
   std::thread drain([this] { server_->Drain(absl::Milliseconds(500), absl::Seconds(30)); });
-  while (CheckHealth("") != Health::kNotServing) std::this_thread::yield();
-  EXPECT_EQ(CheckHealth(kService), Health::kNotServing);
+  while (CheckHealth("") != Health::NOT_SERVING) std::this_thread::yield();
+  EXPECT_EQ(CheckHealth(kService), Health::NOT_SERVING);
   drain.join();
 }
 
@@ -486,7 +469,7 @@ TEST_F(ServerTest, BadModelsAreErrorsThatNameTheThing) {
   const absl::Status corrupt = server_->Load();
   EXPECT_EQ(corrupt.code(), absl::StatusCode::kDataLoss);
   EXPECT_THAT(std::string(corrupt.message()), HasSubstr(kWeightsFileName));
-  EXPECT_EQ(CheckHealth(""), Health::kNotServing);
+  EXPECT_EQ(CheckHealth(""), Health::NOT_SERVING);
 
   options_.model_dir = dir_.File("missing");
   Listen();

@@ -82,8 +82,8 @@ class ChatSessionTest : public testing::Test {
     grpc::ServerBuilder builder;
     builder.RegisterService(&service_);
     server_ = builder.BuildAndStart();
-    client_ = std::make_unique<InferenceClient>(
-        server_->InProcessChannel(grpc::ChannelArguments()), "in-process");
+    client_ = std::make_unique<InferenceClient>(server_->InProcessChannel(grpc::ChannelArguments()),
+                                                "in-process");
     session_ = std::make_unique<ChatSession>(client_.get(), GenerationFlags());
   }
 
@@ -116,9 +116,9 @@ TEST_F(ChatSessionTest, KeepsTheConversation) {
   ASSERT_TRUE(Ask("hello").ok());
   EXPECT_EQ(answer_, "echo: hello");
   ASSERT_TRUE(Ask("again").ok());
-  EXPECT_THAT(Conversation(), ElementsAre("system: be kind", "user: hello",
-                                          "assistant: echo: hello", "user: again",
-                                          "assistant: echo: again"));
+  EXPECT_THAT(Conversation(),
+              ElementsAre("system: be kind", "user: hello", "assistant: echo: hello", "user: again",
+                          "assistant: echo: again"));
   EXPECT_EQ(service_.last_.prompt().messages().messages_size(), 4);
   session_->Reset();
   EXPECT_THAT(Conversation(), ElementsAre("system: be kind"));

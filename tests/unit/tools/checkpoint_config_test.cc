@@ -79,7 +79,8 @@ TEST(CheckpointConfigTest, DeltaNetHasNoPreconditioner) {
   EXPECT_TRUE(Parse({{"model_type", "delta_net"}}).arch.is_plain_delta_net());
   EXPECT_TRUE(Parse({{"model_type", "delta_net"}, {"osdn", {{"eta", 0.0}, {"apf", "none"}}}})
                   .arch.is_plain_delta_net());
-  EXPECT_THAT(Error({{"model_type", "delta_net"}, {"osdn", {{"eta", 0.003}}}}), HasSubstr("osdn.eta"));
+  EXPECT_THAT(Error({{"model_type", "delta_net"}, {"osdn", {{"eta", 0.003}}}}),
+              HasSubstr("osdn.eta"));
   const ArchitectureConfig osdn = Parse({{"model_type", "osdn"}}).arch;
   EXPECT_EQ(osdn.eta, 0.003);
   EXPECT_EQ(osdn.d_min, 0.5);
@@ -99,7 +100,7 @@ TEST(CheckpointConfigTest, EveryVariant) {
   config["tie_word_embeddings"] = true;
   config["qk_norm"] = "sum";
   config["norm_eps"] = 1e-5;
-  config["osdn"] = {{"eta", 0.1}, {"eps", 1e-5},      {"d_min", 0.25},
+  config["osdn"] = {{"eta", 0.1}, {"eps", 1e-5},     {"d_min", 0.25},
                     {"d_max", 4}, {"apf", "scalar"}, {"apf_anchor", 0}};
   const ArchitectureConfig arch = Parse(config).arch;
   EXPECT_EQ(arch.key_dim, 2);
@@ -193,7 +194,7 @@ TEST(CheckpointConfigTest, RefusesByName) {
       {"vocab_size", 1e18},
       {"vocab_size", 18446744073709551615ULL},
       {"num_heads", -2},
-      {"expand_k", 1.1},
+      {"expand_k", 1.2},  // 9 is not 2 heads
       {"expand_v", 0},
       {"use_gate", 1},
       {"norm_eps", "small"},
@@ -235,13 +236,15 @@ TEST(CheckpointConfigTest, NotJson) {
 
 TEST(GenerationConfigTest, ReplacesSpecialTokens) {
   CheckpointConfig config = Parse(TinyConfig());
-  ASSERT_TRUE(ApplyGenerationConfig(R"({"eos_token_id": [4, 5], "temperature": 0.6})", &config).ok());
+  ASSERT_TRUE(
+      ApplyGenerationConfig(R"({"eos_token_id": [4, 5], "temperature": 0.6})", &config).ok());
   EXPECT_THAT(config.eos_ids, ElementsAre(4, 5));
   EXPECT_EQ(config.bos_id, 1);
   ASSERT_TRUE(ApplyGenerationConfig(R"({"bos_token_id": null})", &config).ok());
   EXPECT_EQ(config.bos_id, std::nullopt);
   const absl::Status status = ApplyGenerationConfig(R"({"eos_token_id": 99})", &config);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("generation_config.json:\n  eos_token_id: 99"));
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("generation_config.json:\n  eos_token_id: 99"));
 }
 
 TEST(AddBosTokenTest, ReadsWhatIsThere) {

@@ -59,8 +59,8 @@ std::vector<float> FloatsOf(const SafetensorsEntry& entry) {
 }
 
 nlohmann::json TinyConfig() {
-  return {{"model_type", "osdn"}, {"hidden_size", 8},        {"num_heads", 2},
-          {"vocab_size", 11},     {"num_hidden_layers", 1},  {"intermediate_size", 6},
+  return {{"model_type", "osdn"}, {"hidden_size", 8},       {"num_heads", 2},
+          {"vocab_size", 11},     {"num_hidden_layers", 1}, {"intermediate_size", 6},
           {"bos_token_id", 1},    {"eos_token_id", {2, 3}}};
 }
 

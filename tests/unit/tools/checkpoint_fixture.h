@@ -55,7 +55,8 @@ TensorMap TinyTensors(const nlohmann::json& config);
 void WriteText(const std::string& path, std::string_view text);
 std::string ReadText(const std::string& path);
 void WriteTensors(const std::string& path, const TensorMap& tensors);
-void WriteCheckpoint(const std::string& dir, const nlohmann::json& config, const TensorMap& tensors);
+void WriteCheckpoint(const std::string& dir, const nlohmann::json& config,
+                     const TensorMap& tensors);
 
 }  // namespace osdn::tools
 

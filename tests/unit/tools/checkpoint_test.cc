@@ -151,7 +151,8 @@ TEST_F(CheckTensorsTest, HeadOfATiedModel) {
   EXPECT_TRUE(Check(tensors, true).ok());
   ASSERT_THAT(notices_, SizeIs(1));
   EXPECT_THAT(notices_[0], HasSubstr("lm_head.weight"));
-  EXPECT_THAT(std::string(Check(tensors, false).message()), HasSubstr("unexpected: lm_head.weight"));
+  EXPECT_THAT(std::string(Check(tensors, false).message()),
+              HasSubstr("unexpected: lm_head.weight"));
   tensors["lm_head.weight"] = FloatTensor({2, 1}, {1, 3});
   EXPECT_THAT(std::string(Check(tensors, true).message()),
               HasSubstr("lm_head.weight differs from model.embeddings.weight"));

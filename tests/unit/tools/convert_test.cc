@@ -101,7 +101,8 @@ TEST_F(ConvertTest, Bf16RoundsMatricesAndKeepsVectors) {
 
   const kernels::HostTensor vector = weights->Get(kNorm);
   ASSERT_EQ(vector.dtype, kernels::DType::kF32);
-  EXPECT_EQ(std::memcmp(vector.data, tensors_[kNorm].bytes.data(), tensors_[kNorm].bytes.size()), 0);
+  EXPECT_EQ(std::memcmp(vector.data, tensors_[kNorm].bytes.data(), tensors_[kNorm].bytes.size()),
+            0);
 }
 
 // Replaces every tensor by the same shape in a 16-bit type, all elements `bits`.
@@ -281,7 +282,8 @@ TEST_F(ConvertTest, InspectDescribesTheResult) {
   ASSERT_TRUE(summary.ok()) << summary.status();
   EXPECT_EQ(summary->parameters, report->parameters);
   EXPECT_EQ(summary->tensors.size(), tensors_.size());
-  // One layer: S 2x4x4 (128 bytes), d 2x4 (32, padded to 64), three tails of 3x8 (96, padded to 128).
+  // One layer: S 2x4x4 (128 bytes), d 2x4 (32, padded to 64), three tails of 3x8 (96, padded to
+  // 128).
   EXPECT_EQ(summary->state_bytes, 128 + 64 + 3 * 128);
   const json root = json::parse(SummaryToJson(*summary, true));
   EXPECT_EQ(root["architecture"]["key_dim"], 4);

@@ -80,7 +80,8 @@ TEST(FloatFromF16Test, KnownValues) {
   EXPECT_TRUE(std::signbit(FloatFromF16(0x8000)));
 }
 
-// Every finite half is 2^(e-25) * m with integers e and m; the formula is another one than the code's.
+// Every finite half is 2^(e-25) * m with integers e and m; the formula is another one than the
+// code's.
 TEST(FloatFromF16Test, AllFiniteValues) {
   for (uint32_t bits = 0; bits < 0x7C00; ++bits) {
     const int exponent = static_cast<int>(bits >> 10);

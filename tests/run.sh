@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# Installs what the tests need, builds, runs every check and test, and ends with the summaries.
+# Everything runs even after a failure; the exit status is 0 only if all of it passed.
+# Usage: tests/run.sh [--preset cpu|cuda|asan|tsan] [--fast] [--containers]
+#   --preset P    CMake preset (default: cuda where nvcc and kernels/cuda are, else cpu)
+#   --fast        without clang-tidy and without tests marked slow
+#   --containers  also build and run the container image (tests/containers.sh; minutes)
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+preset=cpu
+if [[ -f kernels/cuda/CMakeLists.txt ]] && PATH="$PATH:/usr/local/cuda/bin" command -v nvcc >/dev/null; then
+  preset=cuda
+fi
+fast=false
+containers=false
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    --preset)
+      [[ $# -ge 2 ]] || { echo "run.sh: --preset needs a value" >&2; exit 2; }
+      preset=$2
+      shift 2
+      ;;
+    --fast) fast=true; shift ;;
+    --containers) containers=true; shift ;;
+    -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit ;;
+    *) echo "run.sh: unknown argument '$1'; see --help" >&2; exit 2 ;;
+  esac
+done
+
+build_dir=build/$preset
+log_dir=$build_dir/test-logs
+venv=build/venv
+jobs=$(nproc)
+results=()
+
+# step NAME COMMAND...: runs it, keeps its output in the log folder too, and notes how it ended.
+step() {
+  local name=$1 status started=$SECONDS
+  shift
+  printf '\n==> %s\n' "$name"
+  "$@" 2>&1 | tee "$log_dir/${name// /-}.log"
+  status=${PIPESTATUS[0]}
+  results+=("$([[ $status -eq 0 ]] && echo PASS || echo FAIL)|$name|$((SECONDS - started)) s")
+  return "$status"
+}
+
+install_packages() {
+  local groups=(build test)
+  $containers && groups+=(containers)
+  deploy/install-deps.sh "${groups[@]}"
+}
+
+build() {
+  cmake --preset "$preset" -DOSDN_BUILD_TESTS=ON && cmake --build "$build_dir" --parallel "$jobs"
+}
+
+make_venv() {
+  local stamp=$venv/.requirements
+  if ! cmp --silent tests/requirements.txt "$stamp"; then
+    /usr/bin/python3 -m venv --clear --system-site-packages "$venv" &&
+      "$venv/bin/pip" install --quiet --disable-pip-version-check -r tests/requirements.txt &&
+      cp tests/requirements.txt "$stamp"
+  fi
+}
+
+run_ctest() {
+  ctest --test-dir "$build_dir" --output-on-failure --parallel "$jobs" --no-tests=error
+}
+
+run_pytest() {
+  local folders=(tests/e2e) options=()
+  # The reference model's own tests do not depend on how the C++ was built.
+  [[ -d tools/python/tests && $preset != *san ]] && folders+=(tools/python/tests)
+  $fast && options+=(-m "not slow")
+  OSDN_BUILD_DIR=$PWD/$build_dir "$venv/bin/python" -m pytest "${options[@]}" "${folders[@]}"
+}
+
+print_summary() {
+  local failed=0 row
+  printf '\n==> Summary (preset %s)\n' "$preset"
+  [[ -f $log_dir/ctest.log ]] && sed -n '/% tests passed/,$p' "$log_dir/ctest.log"
+  [[ -f $log_dir/pytest.log ]] && sed -n '/short test summary/,$p' "$log_dir/pytest.log" | head -n 40
+  [[ -f $log_dir/pytest.log ]] && tail -n 1 "$log_dir/pytest.log"
+  echo
+  for row in "${results[@]}"; do
+    [[ $row == PASS* ]] || failed=1
+    IFS='|' read -r status name seconds <<<"$row"
+    printf '%-5s %-20s %s\n' "$status" "$name" "$seconds"
+  done
+  return $failed
+}
+
+rm -rf "$log_dir"
+mkdir -p "$log_dir"
+step packages install_packages || { print_summary; exit 1; }
+step lint tests/lint.sh
+if step build build; then
+  $fast || step clang-tidy tests/clang_tidy.sh "$build_dir"
+  step ctest run_ctest
+  step "python environment" make_venv && step pytest run_pytest
+  $containers && step containers tests/containers.sh
+fi
+print_summary
