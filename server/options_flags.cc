@@ -16,8 +16,8 @@ namespace {
 
 constexpr char kFooter[] = R"(
 Every option may stand in the YAML file under the path in brackets; flags win over the file.
-Exit codes: 0 clean shutdown, 1 runtime failure (model, backend, port), 2 wrong usage or configuration,
-130 second signal while draining.)";
+Exit codes: 0 clean shutdown, 1 runtime failure (model, backend, port), 2 wrong usage or
+configuration, 130 second signal while draining.)";
 
 std::string HelpText(const OptionSpec& spec) {
   const std::string text = OptionText(spec, ServerOptions{});

@@ -7,8 +7,9 @@ namespace osdn::tools {
 void AddBackendFlags(CLI::App* command, kernels::BackendOptions* options) {
   command->add_option("--backend", options->name, "auto, cpu, cuda or reference")
       ->capture_default_str();
-  command->add_option("--threads", options->threads,
-                      "Worker threads of the cpu backend; 0 is one a physical core")
+  command
+      ->add_option("--threads", options->threads,
+                   "Worker threads of the cpu backend; 0 is one a physical core")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
 }

@@ -36,8 +36,8 @@ struct ChatFlags {
   GenerationFlags generation;
 };
 
-// The loop between a person (or a pipe) and a session. On a pipe each line is a message, answers go to
-// standard output, one after the other, and the first error ends the program.
+// The loop between a person (or a pipe) and a session. On a pipe each line is a message, answers go
+// to standard output, one after the other, and the first error ends the program.
 class ChatLoop {
  public:
   ChatLoop(ChatSession* session, LineReader* reader) : session_(session), reader_(reader) {}
@@ -76,8 +76,8 @@ class ChatLoop {
   }
 
   absl::Status Ask(const std::string& user) {
-    absl::StatusOr<v1::Finished> finished = session_->Ask(
-        user, [](std::string_view text) { std::cout << text << std::flush; });
+    absl::StatusOr<v1::Finished> finished =
+        session_->Ask(user, [](std::string_view text) { std::cout << text << std::flush; });
     std::cout << std::endl;
     if (absl::IsCancelled(finished.status()) && reader_->interactive()) {
       std::cerr << "[stopped]\n";

@@ -50,8 +50,7 @@ absl::Status ChatSession::SetSystem(const std::string& text) {
 }
 
 void ChatSession::Reset() {
-  const int kept =
-      messages_.messages_size() > 0 && messages_.messages(0).role() == kSystem ? 1 : 0;
+  const int kept = messages_.messages_size() > 0 && messages_.messages(0).role() == kSystem ? 1 : 0;
   while (messages_.messages_size() > kept) messages_.mutable_messages()->RemoveLast();
 }
 

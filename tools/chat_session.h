@@ -26,15 +26,15 @@ class ChatSession {
   // role); the client's errors when it cannot be asked.
   absl::StatusOr<v1::GetModelResponse> Connect();
 
-  // Starts over with this system message (empty: none). FAILED_PRECONDITION when the model's template
-  // has no such role.
+  // Starts over with this system message (empty: none). FAILED_PRECONDITION when the model's
+  // template has no such role.
   absl::Status SetSystem(const std::string& text);
   // Forgets everything but the system message.
   void Reset();
 
   // Sends the user's message and hands the answer on as it comes. A cancelled answer stays in the
-  // conversation as far as it came, and the result is CANCELLED; after any other error the conversation
-  // is as it was before.
+  // conversation as far as it came, and the result is CANCELLED; after any other error the
+  // conversation is as it was before.
   absl::StatusOr<v1::Finished> Ask(const std::string& user,
                                    const std::function<void(std::string_view)>& on_text);
   // Ends the answer that is being given; false when there is none. Any thread.

@@ -36,8 +36,8 @@ absl::Status NoWeights(const std::string& dir) {
   return absl::NotFoundError(text);
 }
 
-// weight_map of the index: tensor name -> shard file name, which must be a plain name so that an index
-// cannot point out of its directory.
+// weight_map of the index: tensor name -> shard file name, which must be a plain name so that an
+// index cannot point out of its directory.
 absl::StatusOr<std::map<std::string, std::string>> ReadWeightMap(const std::string& path) {
   absl::StatusOr<std::string> text = ReadSmallFile(path);
   if (!text.ok()) return text.status();

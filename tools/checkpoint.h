@@ -34,9 +34,9 @@ class Checkpoint {
 };
 
 // Compares the checkpoint with what the config asks for. INVALID_ARGUMENT lists every missing,
-// unexpected and misshapen tensor (both shapes) and every unreadable dtype at once. `*notices` gets a
-// line for each tensor that is present but not needed (lm_head.weight of a tied model, when it equals
-// the embeddings; when it does not, that is an error).
+// unexpected and misshapen tensor (both shapes) and every unreadable dtype at once. `*notices` gets
+// a line for each tensor that is present but not needed (lm_head.weight of a tied model, when it
+// equals the embeddings; when it does not, that is an error).
 absl::Status CheckTensors(const Checkpoint& checkpoint, const std::vector<TensorSpec>& specs,
                           bool tied, std::vector<std::string>* notices);
 

@@ -18,12 +18,34 @@ constexpr int64_t kMaxSize = int64_t{1} << 24;
 
 // Keys that say how a model was trained, stored or wrapped, not what it computes.
 constexpr const char* kInertKeys[] = {
-    "_attn_implementation_autoset", "_commit_hash", "_name_or_path", "architectures", "attn_mode",
-    "auto_map", "chunk_size_feed_forward", "dtype", "finetuning_task", "fuse_cross_entropy",
-    "fuse_linear_cross_entropy", "fuse_norm", "fuse_swiglu", "gradient_checkpointing", "id2label",
-    "initializer_range", "label2id", "max_position_embeddings", "output_attentions",
-    "output_hidden_states", "pad_token_id", "problem_type", "return_dict", "tokenizer_class",
-    "torch_dtype", "transformers_version", "use_cache", "use_l2warp",
+    "_attn_implementation_autoset",
+    "_commit_hash",
+    "_name_or_path",
+    "architectures",
+    "attn_mode",
+    "auto_map",
+    "chunk_size_feed_forward",
+    "dtype",
+    "finetuning_task",
+    "fuse_cross_entropy",
+    "fuse_linear_cross_entropy",
+    "fuse_norm",
+    "fuse_swiglu",
+    "gradient_checkpointing",
+    "id2label",
+    "initializer_range",
+    "label2id",
+    "max_position_embeddings",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "problem_type",
+    "return_dict",
+    "tokenizer_class",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "use_l2warp",
 };
 
 // Keys with one value that is supported; every other value changes the computation.
@@ -49,7 +71,8 @@ const std::vector<FixedKey>& FixedKeys() {
   return *keys;
 }
 
-// fla's rule where intermediate_size is not given: int(hidden * ratio * 2 / 3) to a multiple of 256.
+// fla's rule where intermediate_size is not given: int(hidden * ratio * 2 / 3) to a multiple of
+// 256.
 int64_t DefaultIntermediateSize(int64_t hidden_size, double hidden_ratio) {
   const auto size =
       static_cast<int64_t>(static_cast<double>(hidden_size) * hidden_ratio * 2.0 / 3.0);
@@ -94,12 +117,13 @@ void ReadMixer(JsonReader* reader, ArchitectureConfig* arch) {
   arch->qk_norm = reader->Name<kernels::QkNorm>(
       "qk_norm", {{"l2", kernels::QkNorm::kL2}, {"sum", kernels::QkNorm::kSum}},
       kernels::QkNorm::kL2);
-  arch->qk_activation = reader->Name<kernels::Activation>("qk_activation",
-                                                          {{"silu", kernels::Activation::kSilu},
-                                                           {"relu", kernels::Activation::kRelu},
-                                                           {"elu", kernels::Activation::kEluPlusOne},
-                                                           {"identity", kernels::Activation::kIdentity}},
-                                                          kernels::Activation::kSilu);
+  arch->qk_activation =
+      reader->Name<kernels::Activation>("qk_activation",
+                                        {{"silu", kernels::Activation::kSilu},
+                                         {"relu", kernels::Activation::kRelu},
+                                         {"elu", kernels::Activation::kEluPlusOne},
+                                         {"identity", kernels::Activation::kIdentity}},
+                                        kernels::Activation::kSilu);
 }
 
 void ReadPreconditioner(const std::string& model_type, const nlohmann::json& root,

@@ -22,8 +22,9 @@ struct CheckpointConfig {
 };
 
 // Absent keys take fla's defaults. INVALID_ARGUMENT lists every problem at once, each by its key:
-// wrong types, values out of range, keys that change the computation in a way that is not supported,
-// and unknown keys (which might). Keys known to change nothing at inference are accepted.
+// wrong types, values out of range, keys that change the computation in a way that is not
+// supported, and unknown keys (which might). Keys known to change nothing at inference are
+// accepted.
 absl::StatusOr<CheckpointConfig> ParseCheckpointConfig(std::string_view json_text);
 
 // generation_config.json: its bos_token_id and eos_token_id replace those of config.json, as in

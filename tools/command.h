@@ -1,6 +1,6 @@
-// The subcommands of osdn-tools. Each Add*Command declares one subcommand with its options; when the
-// command line names it, parsing puts its work into `*action`, which main then runs. Exit codes: 0
-// when the action returns OK, 1 when it fails, 2 for a command line that does not parse.
+// The subcommands of osdn-tools. Each Add*Command declares one subcommand with its options; when
+// the command line names it, parsing puts its work into `*action`, which main then runs. Exit
+// codes: 0 when the action returns OK, 1 when it fails, 2 for a command line that does not parse.
 #ifndef OSDN_TOOLS_COMMAND_H_
 #define OSDN_TOOLS_COMMAND_H_
 

@@ -61,7 +61,8 @@ absl::Status ReadTokenizer(const std::string& dir, ModelConfig* config,
   std::error_code error;
   const std::string path = In(dir, kTokenizerFileName);
   if (!fs::exists(path, error)) {
-    std::string notice = absl::StrCat("no ", kTokenizerFileName, ": the model takes token ids only");
+    std::string notice =
+        absl::StrCat("no ", kTokenizerFileName, ": the model takes token ids only");
     if (fs::exists(In(dir, "tokenizer.json"), error)) {
       absl::StrAppend(&notice, " (tokenizer.json is not read; only SentencePiece is)");
     }
@@ -168,10 +169,9 @@ class WeightConverter {
       }
       const absl::Span<const std::byte> source = entry.data.subspan(at, kPieceBytes);
       if (std::optional<size_t> bad = ConvertElements(source, from, to, &piece)) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("tensor ", spec.name, ": element ", at / element + *bad,
-                         " is not finite as ", std::string(kernels::DTypeName(to)), " (", entry.dtype,
-                         " in the checkpoint)"));
+        return absl::InvalidArgumentError(absl::StrCat(
+            "tensor ", spec.name, ": element ", at / element + *bad, " is not finite as ",
+            std::string(kernels::DTypeName(to)), " (", entry.dtype, " in the checkpoint)"));
       }
       if (absl::Status status = writer->WritePart(piece); !status.ok()) return status;
       done_ += static_cast<int64_t>(source.size());
@@ -196,8 +196,8 @@ absl::Status AddDigest(const OutputDirectory& output, const std::string& name,
   return absl::OkStatus();
 }
 
-// Everything but the rename. What was written must load: a directory that the server would refuse is
-// never committed.
+// Everything but the rename. What was written must load: a directory that the server would refuse
+// is never committed.
 absl::Status WriteModel(const ConvertOptions& options, WeightConverter* weights,
                         const OutputDirectory& output, ModelConfig* config) {
   absl::Status status = weights->Run(output.StagingPath(kWeightsFileName), config->dtype);
@@ -257,8 +257,7 @@ absl::StatusOr<ConvertReport> ConvertCheckpoint(const ConvertOptions& options,
   config.source = absl::StrCat("fla-layout ", source->model_type, " checkpoint");
 
   const std::vector<TensorSpec> specs = TensorSpecs(config.arch);
-  status =
-      CheckTensors(*checkpoint, specs, config.arch.tie_embeddings, &report.notices);
+  status = CheckTensors(*checkpoint, specs, config.arch.tie_embeddings, &report.notices);
   if (!status.ok()) return Annotate(status, absl::StrCat(options.source_dir, ": "));
   std::unique_ptr<Tokenizer> tokenizer;
   status = ReadTokenizer(options.source_dir, &config, &tokenizer, &report.notices);

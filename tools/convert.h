@@ -39,9 +39,9 @@ struct ConvertReport {
 using ConvertProgress =
     std::function<void(int64_t done_bytes, int64_t total_bytes, std::string_view tensor)>;
 
-// Reads, checks everything, and only then writes; memory is bounded by a few MiB whatever the model's
-// size. output_dir appears complete and by rename, or stays as it was. Errors name the file and every
-// key or tensor that is wrong. `progress` may be empty.
+// Reads, checks everything, and only then writes; memory is bounded by a few MiB whatever the
+// model's size. output_dir appears complete and by rename, or stays as it was. Errors name the file
+// and every key or tensor that is wrong. `progress` may be empty.
 absl::StatusOr<ConvertReport> ConvertCheckpoint(const ConvertOptions& options,
                                                 const ConvertProgress& progress);
 

@@ -31,11 +31,10 @@ absl::Status RunConvert(const ConvertFlags& flags) {
   absl::StatusOr<ConvertReport> report;
   {
     std::unique_ptr<Progress> progress;
-    report = ConvertCheckpoint(
-        options, [&](int64_t done, int64_t total, std::string_view tensor) {
-          if (progress == nullptr) progress = std::make_unique<Progress>("converting", total);
-          progress->Update(done, tensor);
-        });
+    report = ConvertCheckpoint(options, [&](int64_t done, int64_t total, std::string_view tensor) {
+      if (progress == nullptr) progress = std::make_unique<Progress>("converting", total);
+      progress->Update(done, tensor);
+    });
   }
   if (!report.ok()) return report.status();
   for (const std::string& notice : report->notices) std::cerr << "note: " << notice << '\n';

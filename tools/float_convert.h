@@ -19,14 +19,15 @@ enum class SourceDType : uint8_t { kF32, kBF16, kF16 };
 std::optional<SourceDType> ParseSourceDType(std::string_view name);
 size_t SourceDTypeSize(SourceDType dtype);
 
-// Round to nearest, ties to even. Subnormals are kept, infinities stay, a NaN stays a (quiet) NaN; a
-// finite value above the largest bf16 by half a step or more becomes an infinity.
+// Round to nearest, ties to even. Subnormals are kept, infinities stay, a NaN stays a (quiet) NaN;
+// a finite value above the largest bf16 by half a step or more becomes an infinity.
 uint16_t Bf16FromFloat(float value);
 float FloatFromBf16(uint16_t bits);
 float FloatFromF16(uint16_t bits);  // exact
 
 // Converts `source` (whole elements of `from`, any alignment) and puts the bytes of `to` in `*out`,
-// replacing its contents. Returns the index of the first element that is not finite in `to`, if any.
+// replacing its contents. Returns the index of the first element that is not finite in `to`, if
+// any.
 std::optional<size_t> ConvertElements(absl::Span<const std::byte> source, SourceDType from,
                                       kernels::DType to, std::vector<std::byte>* out);
 

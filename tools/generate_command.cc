@@ -41,7 +41,8 @@ absl::Status SetPrompt(const GenerateFlags& flags, int64_t vocab_size,
     std::string text = absl::StrJoin(flags.ids, " ");
     std::replace(text.begin(), text.end(), ',', ' ');
     absl::StatusOr<std::vector<int32_t>> ids = ParseTokenIds(text, vocab_size);
-    if (!ids.ok()) return absl::InvalidArgumentError(absl::StrCat("--ids: ", ids.status().message()));
+    if (!ids.ok())
+      return absl::InvalidArgumentError(absl::StrCat("--ids: ", ids.status().message()));
     for (const int32_t id : *ids) {
       request->mutable_prompt()->mutable_tokens()->add_ids(static_cast<uint32_t>(id));
     }
@@ -146,8 +147,8 @@ absl::Status RunGenerate(const GenerateFlags& flags) {
   ApplyGenerationFlags(flags.generation, &request);
 
   Output output(flags.json, model->has_tokenizer());
-  absl::StatusOr<v1::Finished> finished = client->Generate(
-      request, &context, [&output](const v1::Delta& delta) { output.Add(delta); });
+  absl::StatusOr<v1::Finished> finished =
+      client->Generate(request, &context, [&output](const v1::Delta& delta) { output.Add(delta); });
   if (absl::IsCancelled(finished.status())) std::cout << std::endl;
   if (!finished.ok()) return finished.status();
   output.Finish(*finished);
@@ -167,12 +168,14 @@ void AddGenerateCommand(CLI::App& app, Action* action) {
   where->require_option(1);
   CLI::Option_group* prompt = command->add_option_group("Prompt", "Default: standard input");
   prompt->add_option("--prompt", flags->prompt, "Text");
-  prompt->add_option("--prompt-file", flags->prompt_file, "File with the text; - is standard input");
+  prompt->add_option("--prompt-file", flags->prompt_file,
+                     "File with the text; - is standard input");
   prompt->add_option("--ids", flags->ids, "Token ids, separated by spaces or commas");
   prompt->require_option(0, 1);
   AddGenerationFlags(command, &flags->generation);
   AddBackendFlags(command, &flags->engine.backend);
-  command->add_flag("--json", flags->json, "One JSON object at the end instead of a stream of text");
+  command->add_flag("--json", flags->json,
+                    "One JSON object at the end instead of a stream of text");
   command->callback([flags, action] { *action = [flags] { return RunGenerate(*flags); }; });
 }
 

@@ -59,7 +59,8 @@ double DecodeTokensPerSecond(const v1::Finished& finished) {
 std::string StatsLine(const v1::Finished& finished) {
   const v1::Usage& usage = finished.usage();
   std::string line = absl::StrFormat("%d prompt tokens", usage.prompt_tokens());
-  if (usage.cached_tokens() > 0) absl::StrAppendFormat(&line, " (%d cached)", usage.cached_tokens());
+  if (usage.cached_tokens() > 0)
+    absl::StrAppendFormat(&line, " (%d cached)", usage.cached_tokens());
   absl::StrAppendFormat(&line, ", %d new", usage.completion_tokens());
   if (const double rate = DecodeTokensPerSecond(finished); rate > 0) {
     absl::StrAppendFormat(&line, ", %.1f tokens/s", rate);

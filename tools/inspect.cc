@@ -40,8 +40,9 @@ std::vector<std::string> ChatRoles(const ModelConfig& config) {
 
 // The switches that differ from model to model, as words.
 std::string Options(const ArchitectureConfig& arch) {
-  std::vector<std::string> words = {absl::StrFormat("qk_norm %s", QkNormName(arch.qk_norm)),
-                                    absl::StrFormat("qk_activation %s", ActivationName(arch.qk_activation))};
+  std::vector<std::string> words = {
+      absl::StrFormat("qk_norm %s", QkNormName(arch.qk_norm)),
+      absl::StrFormat("qk_activation %s", ActivationName(arch.qk_activation))};
   words.push_back(arch.use_short_conv ? absl::StrCat("conv ", arch.conv_size) : "no short conv");
   if (arch.use_short_conv && arch.conv_bias) words.emplace_back("conv bias");
   if (!arch.use_beta) words.emplace_back("beta 1");
@@ -53,9 +54,10 @@ std::string Options(const ArchitectureConfig& arch) {
 
 std::string Preconditioner(const ArchitectureConfig& arch) {
   if (arch.is_plain_delta_net()) return "none (eta 0)";
-  return absl::StrFormat("eta %g, eps %g, d in [%g, %g], apf %s%s", arch.eta, arch.eps, arch.d_min,
-                         arch.d_max, ApfName(arch.apf),
-                         arch.apf == Apf::kNone ? "" : absl::StrFormat(", anchor %g", arch.apf_anchor));
+  return absl::StrFormat(
+      "eta %g, eps %g, d in [%g, %g], apf %s%s", arch.eta, arch.eps, arch.d_min, arch.d_max,
+      ApfName(arch.apf),
+      arch.apf == Apf::kNone ? "" : absl::StrFormat(", anchor %g", arch.apf_anchor));
 }
 
 std::string TokenizerText(const ModelSummary& summary) {
@@ -66,7 +68,8 @@ std::string TokenizerText(const ModelSummary& summary) {
 std::string SpecialTokens(const ModelConfig& config) {
   const std::string bos = config.bos_id.has_value() ? absl::StrCat(*config.bos_id) : "none";
   return absl::StrCat("bos ", bos, config.add_bos ? " (added to text)" : " (not added to text)",
-                      ", eos ", config.eos_ids.empty() ? "none" : absl::StrJoin(config.eos_ids, " "));
+                      ", eos ",
+                      config.eos_ids.empty() ? "none" : absl::StrJoin(config.eos_ids, " "));
 }
 
 nlohmann::ordered_json ArchitectureJson(const ArchitectureConfig& arch) {
@@ -134,10 +137,11 @@ std::string SummaryToText(const ModelSummary& summary, bool with_tensors) {
   line("directory", summary.directory);
   line("id", config.model_id());
   line("source", config.source);
-  line("architecture",
-       absl::StrFormat("%s: %d layers, hidden %d, %d heads of %d (values %d), MLP %d, vocabulary %d",
-                       Architecture(arch), arch.num_layers, arch.hidden_size, arch.num_heads,
-                       arch.key_dim, arch.value_dim, arch.intermediate_size, arch.vocab_size));
+  line(
+      "architecture",
+      absl::StrFormat("%s: %d layers, hidden %d, %d heads of %d (values %d), MLP %d, vocabulary %d",
+                      Architecture(arch), arch.num_layers, arch.hidden_size, arch.num_heads,
+                      arch.key_dim, arch.value_dim, arch.intermediate_size, arch.vocab_size));
   line("options", Options(arch));
   line("preconditioner", Preconditioner(arch));
   line("parameters", absl::StrFormat("%.2f M (%d)", static_cast<double>(summary.parameters) / 1e6,
@@ -173,12 +177,9 @@ std::string SummaryToJson(const ModelSummary& summary, bool with_tensors) {
   root["model_id"] = config.model_id();
   root["source"] = config.source;
   root["architecture"] = ArchitectureJson(arch);
-  root["osdn"] = {{"eta", arch.eta},
-                  {"eps", arch.eps},
-                  {"d_min", arch.d_min},
-                  {"d_max", arch.d_max},
-                  {"apf", ApfName(arch.apf)},
-                  {"apf_anchor", arch.apf_anchor}};
+  root["osdn"] = {{"eta", arch.eta},          {"eps", arch.eps},
+                  {"d_min", arch.d_min},      {"d_max", arch.d_max},
+                  {"apf", ApfName(arch.apf)}, {"apf_anchor", arch.apf_anchor}};
   root["dtype"] = kernels::DTypeName(config.dtype);
   root["parameters"] = summary.parameters;
   root["weight_bytes"] = summary.weight_bytes;

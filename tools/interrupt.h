@@ -1,5 +1,5 @@
-// Ctrl-C as an ordinary function call: no code runs in a signal handler, so what is called may lock,
-// print and cancel.
+// Ctrl-C as an ordinary function call: no code runs in a signal handler, so what is called may
+// lock, print and cancel.
 #ifndef OSDN_TOOLS_INTERRUPT_H_
 #define OSDN_TOOLS_INTERRUPT_H_
 
@@ -26,8 +26,8 @@ class SignalBlock {
   sigset_t old_mask_;
 };
 
-// Calls `handler` on a thread of its own for every blocked signal that arrives. No handler runs after
-// the destructor returned, so make it after what the handler uses.
+// Calls `handler` on a thread of its own for every blocked signal that arrives. No handler runs
+// after the destructor returned, so make it after what the handler uses.
 class InterruptWatcher {
  public:
   InterruptWatcher(const SignalBlock& block, std::function<void()> handler);

@@ -51,8 +51,8 @@ std::optional<int64_t> JsonReader::CheckInt(const std::string& key, const nlohma
     const auto number = value.get<int64_t>();
     if (number >= min && number <= max) return number;
   }
-  AddProblem(absl::StrCat(prefix_, key, ": ", Show(value), ", want an integer from ", min, " to ",
-                          max));
+  AddProblem(
+      absl::StrCat(prefix_, key, ": ", Show(value), ", want an integer from ", min, " to ", max));
   return std::nullopt;
 }
 
@@ -62,8 +62,8 @@ std::optional<double> JsonReader::CheckNumber(const std::string& key, const nloh
     const auto number = value.get<double>();
     if (number >= min && number <= max) return number;
   }
-  AddProblem(absl::StrCat(prefix_, key, ": ", Show(value), ", want a number from ", min, " to ",
-                          max));
+  AddProblem(
+      absl::StrCat(prefix_, key, ": ", Show(value), ", want a number from ", min, " to ", max));
   return std::nullopt;
 }
 
@@ -120,8 +120,8 @@ std::optional<std::string> JsonReader::String(const std::string& key) {
 
 void JsonReader::AddUnknownName(const std::string& key, const std::string& value,
                                 const std::vector<std::string>& known) {
-  AddProblem(absl::StrCat(prefix_, key, ": ", Show(value), ", want one of ",
-                          absl::StrJoin(known, ", ")));
+  AddProblem(
+      absl::StrCat(prefix_, key, ": ", Show(value), ", want one of ", absl::StrJoin(known, ", ")));
 }
 
 void JsonReader::Only(const std::string& key, const std::vector<nlohmann::json>& allowed,
@@ -146,8 +146,7 @@ void JsonReader::AddProblems(const std::vector<std::string>& problems) {
 
 absl::Status JsonReader::ToStatus(const std::string& file) const {
   if (problems_.empty()) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(file, ":\n  ", absl::StrJoin(problems_, "\n  ")));
+  return absl::InvalidArgumentError(absl::StrCat(file, ":\n  ", absl::StrJoin(problems_, "\n  ")));
 }
 
 }  // namespace osdn::tools

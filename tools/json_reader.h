@@ -1,5 +1,5 @@
-// Strict reading of one JSON object: every key is asked for by name and type, every problem is kept,
-// and what nobody asked for is a problem too.
+// Strict reading of one JSON object: every key is asked for by name and type, every problem is
+// kept, and what nobody asked for is a problem too.
 #ifndef OSDN_TOOLS_JSON_READER_H_
 #define OSDN_TOOLS_JSON_READER_H_
 
@@ -25,8 +25,8 @@ template <typename T>
 using NameTable = std::vector<std::pair<std::string, T>>;
 
 // `object` must outlive the reader. `prefix` is put in front of keys in messages ("osdn.").
-// Absent keys give the default. A key with a wrong type or value gives the default and a problem, so
-// that one pass finds everything.
+// Absent keys give the default. A key with a wrong type or value gives the default and a problem,
+// so that one pass finds everything.
 class JsonReader {
  public:
   JsonReader(const nlohmann::json& object, std::string prefix);

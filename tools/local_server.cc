@@ -5,6 +5,8 @@
 #include <spdlog/logger.h>
 #include <spdlog/sinks/null_sink.h>
 
+#include <cstdint>
+#include <limits>
 #include <utility>
 
 namespace osdn::tools {
@@ -14,6 +16,13 @@ namespace {
 std::shared_ptr<spdlog::logger> SilentLogger() {
   return std::make_shared<spdlog::logger>("osdn-tools",
                                           std::make_shared<spdlog::sinks::null_sink_mt>());
+}
+
+// There is one client, and it may take its time.
+ServerOptions Unlimited() {
+  ServerOptions options;
+  options.max_tokens_limit = std::numeric_limits<int32_t>::max();
+  return options;
 }
 
 }  // namespace
@@ -29,7 +38,7 @@ absl::StatusOr<std::unique_ptr<LocalServer>> LocalServer::Start(const EngineOpti
 }
 
 LocalServer::LocalServer(std::unique_ptr<Engine> engine)
-    : engine_(std::move(engine)), service_(ServerOptions(), SilentLogger()) {
+    : engine_(std::move(engine)), service_(Unlimited(), SilentLogger()) {
   service_.Serve(engine_.get());
   grpc::ServerBuilder builder;
   builder.RegisterService(&service_);

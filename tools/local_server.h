@@ -1,5 +1,5 @@
-// A model served inside this process, without a port: `generate --model` runs the very same service that
-// osdn-server offers.
+// A model served inside this process, without a port: `generate --model` runs the very same service
+// that osdn-server offers.
 #ifndef OSDN_TOOLS_LOCAL_SERVER_H_
 #define OSDN_TOOLS_LOCAL_SERVER_H_
 

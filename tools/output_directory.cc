@@ -44,7 +44,8 @@ absl::StatusOr<fs::path> MakeSibling(const fs::path& target) {
   if (error) return FromError(error, absl::StrCat("cannot create ", parent.string()));
   std::string name = (parent / absl::StrCat(".", target.filename().string(), ".XXXXXX")).string();
   if (::mkdtemp(name.data()) == nullptr) {
-    return absl::ErrnoToStatus(errno, absl::StrCat("cannot create a directory in ", parent.string()));
+    return absl::ErrnoToStatus(errno,
+                               absl::StrCat("cannot create a directory in ", parent.string()));
   }
   return fs::path(name);
 }
@@ -103,8 +104,8 @@ absl::Status OutputDirectory::Commit() {
   if (error) {
     std::error_code ignored;
     if (replace) fs::rename(*aside, target_, ignored);
-    return FromError(error, absl::StrCat("cannot rename ", staging_.string(), " to ",
-                                         target_.string()));
+    return FromError(error,
+                     absl::StrCat("cannot rename ", staging_.string(), " to ", target_.string()));
   }
   staging_.clear();
   if (replace) fs::remove_all(*aside, error);

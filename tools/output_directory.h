@@ -10,13 +10,13 @@
 
 namespace osdn::tools {
 
-// Files are written into a hidden sibling directory, which Commit renames to the final name. Without
-// Commit the sibling is removed again. Move-only.
+// Files are written into a hidden sibling directory, which Commit renames to the final name.
+// Without Commit the sibling is removed again. Move-only.
 class OutputDirectory {
  public:
-  // ALREADY_EXISTS when `path` exists and is not an empty directory, unless `overwrite`; with it, what
-  // is there must be a model directory (have a model.yaml), so that a slip cannot delete anything
-  // else. INVALID_ARGUMENT or errno's status when it cannot be made.
+  // ALREADY_EXISTS when `path` exists and is not an empty directory, unless `overwrite`; with it,
+  // what is there must be a model directory (have a model.yaml), so that a slip cannot delete
+  // anything else. INVALID_ARGUMENT or errno's status when it cannot be made.
   static absl::StatusOr<OutputDirectory> Create(const std::string& path, bool overwrite);
 
   ~OutputDirectory();

@@ -45,14 +45,13 @@ absl::Status Load(const ScoreOptions& options, int64_t step, Runner* runner) {
   runner->backend = *std::move(backend);
   kernels::Backend* const device = runner->backend.backend.get();
 
-  absl::StatusOr<Weights> weights = Weights::Load(
-      options.model_dir, runner->config, {.verify_checksums = options.verify_checksums});
+  absl::StatusOr<Weights> weights = Weights::Load(options.model_dir, runner->config,
+                                                  {.verify_checksums = options.verify_checksums});
   if (!weights.ok()) return weights.status();
   runner->weights = *std::move(weights);
 
-  absl::StatusOr<std::unique_ptr<Model>> model =
-      Model::Create(runner->config.arch, *runner->weights, device,
-                    {.max_rows = step, .max_logit_rows = step});
+  absl::StatusOr<std::unique_ptr<Model>> model = Model::Create(
+      runner->config.arch, *runner->weights, device, {.max_rows = step, .max_logit_rows = step});
   if (!model.ok()) return model.status();
   runner->model = *std::move(model);
 

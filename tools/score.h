@@ -15,8 +15,8 @@
 
 namespace osdn::tools {
 
-// Whitespace-separated decimal ids. INVALID_ARGUMENT for an empty list, or naming the first bad entry's
-// position (counted from 1), the entry and the range.
+// Whitespace-separated decimal ids. INVALID_ARGUMENT for an empty list, or naming the first bad
+// entry's position (counted from 1), the entry and the range.
 absl::StatusOr<std::vector<int32_t>> ParseTokenIds(std::string_view text, int64_t vocab_size);
 
 struct ScoreOptions {
@@ -36,8 +36,8 @@ struct ScoreReport {
   double seconds = 0;   // in forward calls
 };
 
-// Writes one float32 tensor `logits` [ids.size(), vocab]: row t is what the model says after token t.
-// Rows go to the file as they are made, so memory does not grow with the sequence.
+// Writes one float32 tensor `logits` [ids.size(), vocab]: row t is what the model says after token
+// t. Rows go to the file as they are made, so memory does not grow with the sequence.
 absl::StatusOr<ScoreReport> ScoreTokens(const ScoreOptions& options,
                                         const std::function<void(int64_t done)>& progress);
 

@@ -46,10 +46,9 @@ absl::Status RunScore(const ScoreFlags& flags) {
     report = ScoreTokens(options, [&](int64_t done) { progress.Update(done, "tokens"); });
   }
   if (!report.ok()) return report.status();
-  std::cerr << absl::StrFormat("%d tokens, %d a call, %.2f s, %.1f tokens/s on %s\n",
-                               options.ids.size(), report->step, report->seconds,
-                               static_cast<double>(options.ids.size()) / report->seconds,
-                               report->backend);
+  std::cerr << absl::StrFormat(
+      "%d tokens, %d a call, %.2f s, %.1f tokens/s on %s\n", options.ids.size(), report->step,
+      report->seconds, static_cast<double>(options.ids.size()) / report->seconds, report->backend);
   return absl::OkStatus();
 }
 

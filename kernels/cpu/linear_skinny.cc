@@ -20,9 +20,11 @@ inline constexpr int kMaxRowTile = 4;
 // Outputs a tile computes at once when rows abound, to load x less often. One weight row at a time
 // otherwise: a single sequential stream is what memory is fast at.
 inline constexpr int kOutTile = HWY_TARGET == HWY_AVX2 ? 1 : 3;
-inline constexpr int64_t kPrefetchBytes = 8192;
+// How far ahead a single stream is prefetched when several rows of x slow it down: the hardware's
+// prefetcher keeps memory busy for one row of x only.
+inline constexpr int64_t kPrefetchRows = 4;
 inline constexpr int64_t kLineBytes = 64;
-inline constexpr int64_t kManyRows = 8;
+inline constexpr int64_t kManyRows = 5;
 
 // acc[o * kRows + r] += x[r][i ...] * w[o][i ...], one vector.
 template <int kRows, int kOuts, typename T, int kPadded>
@@ -38,6 +40,25 @@ HWY_INLINE void DotStep(const float* const* x, const T* w, int64_t in, int64_t i
   }
 }
 
+// Prefetches what the next tile will read of its weights at step i: memory works while this tile
+// computes.
+template <int kOuts, typename T>
+HWY_INLINE void PrefetchStep(const T* w, int64_t in, int64_t i) {
+  constexpr int64_t kStepBytes = kAccumulators * kLanes * sizeof(T);
+  OSDN_UNROLL for (int o = 0; o < kOuts; ++o) {
+    const char* next = reinterpret_cast<const char*>(w + (kOuts + o) * in + i);
+    OSDN_UNROLL for (int64_t b = 0; b < kStepBytes; b += kLineBytes) hwy::Prefetch(next + b);
+  }
+}
+
+// Prefetches one whole weight row in the order of addresses.
+template <typename T>
+HWY_INLINE void PrefetchRow(const T* row, int64_t in) {
+  const char* bytes = reinterpret_cast<const char*>(row);
+  const int64_t count = in * static_cast<int64_t>(sizeof(T));
+  for (int64_t i = 0; i < count; i += kLineBytes) hwy::Prefetch(bytes + i);
+}
+
 // sums[o * kRows + r] = dot(x[r], w + o * in)
 template <int kRows, int kOuts, typename T>
 HWY_INLINE void DotTile(const float* const* x, const T* w, int64_t in, float* HWY_RESTRICT sums) {
@@ -50,6 +71,7 @@ HWY_INLINE void DotTile(const float* const* x, const T* w, int64_t in, float* HW
   }
   int64_t i = 0;
   for (; i + kAccumulators * kLanes <= in; i += kAccumulators * kLanes) {
+    if constexpr (kOuts > 1) PrefetchStep<kOuts>(w, in, i);
     OSDN_UNROLL for (int a = 0; a < kAccumulators; ++a) {
       DotStep<kRows, kOuts>(x, w, in, i + a * kLanes, acc[a]);
     }
@@ -83,22 +105,10 @@ HWY_INLINE void StoreTile(const SkinnyProduct& p, int64_t first_row, int64_t out
   }
 }
 
-// The weights some KiB behind those of outputs [out, out + count), in the order of addresses: tiles
-// of several rows read them too unevenly for the hardware's prefetcher.
-template <typename T>
-HWY_INLINE void PrefetchWeights(const SkinnyProduct& p, int64_t out, int64_t count) {
-  const char* w =
-      reinterpret_cast<const char*>(static_cast<const T*>(p.weight) + out * p.in_features) +
-      kPrefetchBytes;
-  const int64_t bytes = count * p.in_features * static_cast<int64_t>(sizeof(T));
-  for (int64_t i = 0; i < bytes; i += kLineBytes) hwy::Prefetch(w + i);
-}
-
 // All rows for outputs [out, out + kOuts).
 template <int kOuts, typename T>
 HWY_INLINE void AllRows(const SkinnyProduct& p, int64_t out) {
   const auto rows = static_cast<int64_t>(p.rows.size());
-  if (rows > 1) PrefetchWeights<T>(p, out, kOuts);
   int64_t r = 0;
   for (; r + kMaxRowTile <= rows; r += kMaxRowTile) StoreTile<kMaxRowTile, kOuts, T>(p, r, out);
   switch (rows - r) {
@@ -119,7 +129,12 @@ void MultiplyAs(const SkinnyProduct& p, int64_t begin, int64_t end) {
   if (static_cast<int64_t>(p.rows.size()) >= kManyRows) {
     for (; out + kOutTile <= end; out += kOutTile) AllRows<kOutTile, T>(p, out);
   }
-  for (; out < end; ++out) AllRows<1, T>(p, out);
+  const T* weight = static_cast<const T*>(p.weight);
+  for (; out < end; ++out) {
+    if (p.rows.size() > 1)
+      PrefetchRow(weight + (out + kPrefetchRows) * p.in_features, p.in_features);
+    AllRows<1, T>(p, out);
+  }
 }
 
 void MultiplySkinnyImpl(const SkinnyProduct& product, int64_t begin, int64_t end) {
