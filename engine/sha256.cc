@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cerrno>
+#include <memory>
 #include <vector>
 
 #include "absl/cleanup/cleanup.h"
@@ -16,26 +17,25 @@
 namespace osdn {
 
 struct Sha256::Context {
-  EVP_MD_CTX* evp = EVP_MD_CTX_new();
-  ~Context() { EVP_MD_CTX_free(evp); }
+  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> evp{EVP_MD_CTX_new(), &EVP_MD_CTX_free};
 };
 
 // EVP calls fail only without memory or without the algorithm; a digest left empty then matches no
 // expected one.
 Sha256::Sha256() : context_(std::make_unique<Context>()) {
-  EVP_DigestInit_ex(context_->evp, EVP_sha256(), nullptr);
+  EVP_DigestInit_ex(context_->evp.get(), EVP_sha256(), nullptr);
 }
 
 Sha256::~Sha256() = default;
 
 void Sha256::Update(absl::Span<const std::byte> data) {
-  EVP_DigestUpdate(context_->evp, data.data(), data.size());
+  EVP_DigestUpdate(context_->evp.get(), data.data(), data.size());
 }
 
 std::string Sha256::Finish() {
   std::array<unsigned char, EVP_MAX_MD_SIZE> digest = {};
   unsigned int size = 0;
-  if (EVP_DigestFinal_ex(context_->evp, digest.data(), &size) != 1) return "";
+  if (EVP_DigestFinal_ex(context_->evp.get(), digest.data(), &size) != 1) return "";
   return absl::BytesToHexString(
       absl::string_view(reinterpret_cast<const char*>(digest.data()), size));
 }

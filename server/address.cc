@@ -19,7 +19,7 @@ namespace osdn {
 namespace {
 
 bool IsIpv6(const std::string& host) {
-  in6_addr ignored;
+  in6_addr ignored{};
   return inet_pton(AF_INET6, host.c_str(), &ignored) == 1;
 }
 
@@ -60,9 +60,9 @@ std::string Address::ToString() const {
 
 bool Address::is_loopback() const {
   if (absl::EqualsIgnoreCase(host, "localhost")) return true;
-  in_addr v4;
+  in_addr v4{};
   if (inet_pton(AF_INET, host.c_str(), &v4) == 1) return (ntohl(v4.s_addr) >> 24) == 127;
-  in6_addr v6;
+  in6_addr v6{};
   return inet_pton(AF_INET6, host.c_str(), &v6) == 1 && IN6_IS_ADDR_LOOPBACK(&v6);
 }
 

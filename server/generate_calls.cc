@@ -93,7 +93,7 @@ class GenerationCall : public GenerationSink {
     }
     // The call may end, and this object with it, before Start returns.
     const std::shared_ptr<GenerationDriver> driver = driver_;
-    driver->Start(*std::move(stream));
+    driver->Start(*stream);
   }
 
   void End(const GenerationFinished& finished) {

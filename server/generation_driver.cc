@@ -6,7 +6,7 @@
 
 namespace osdn {
 
-void GenerationDriver::Start(std::shared_ptr<TokenStream> stream) {
+void GenerationDriver::Start(const std::shared_ptr<TokenStream>& stream) {
   bool cancelled = false;
   {
     absl::MutexLock lock(&mutex_);

@@ -34,7 +34,7 @@ class GenerationDriver : public std::enable_shared_from_this<GenerationDriver> {
   GenerationDriver(GenerationSink* sink, Executor* executor) : sink_(sink), executor_(executor) {}
 
   // Once, if at all. Afterwards the sink gets events, up to GenerationFinished, whatever happens.
-  void Start(std::shared_ptr<TokenStream> stream);
+  void Start(const std::shared_ptr<TokenStream>& stream);
   // The sink is done with the event for which OnEvent returned false.
   void Resume();
   // The client is gone: cancels the stream, now or as soon as it is there.

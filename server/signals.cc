@@ -54,7 +54,7 @@ void SignalListener::Run() {
     if (poll(fds, 2, -1) < 0 && errno != EINTR) return;
     if (fds[1].revents != 0) return;
     if (fds[0].revents == 0) continue;
-    signalfd_siginfo info;
+    signalfd_siginfo info{};
     if (read(signal_fd_, &info, sizeof(info)) != static_cast<ssize_t>(sizeof(info))) continue;
     on_signal_(static_cast<int>(info.ssi_signo), ++count);
   }

@@ -40,10 +40,11 @@ make_base() {
   b inspect --type image "$base" >/dev/null 2>&1 && return
   debootstrap --variant=minbase --include=ca-certificates bookworm "$work/rootfs" "$mirror" \
     >"$work/debootstrap.log" 2>&1 || { tail -n 20 "$work/debootstrap.log" >&2; die "debootstrap failed"; }
-  # Hosts behind a proxy or with certificates of their own build with them, as docker build would.
-  for file in /etc/apt/apt.conf.d/*proxy*; do
-    [[ -f $file ]] && cp "$file" "$work/rootfs/etc/apt/apt.conf.d/"
-  done
+  # What this host trusts the base trusts too: behind a proxy that opens TLS, pip needs it.
+  if compgen -G "/usr/local/share/ca-certificates/*.crt" >/dev/null; then
+    cp /usr/local/share/ca-certificates/*.crt "$work/rootfs/usr/local/share/ca-certificates/"
+    chroot "$work/rootfs" update-ca-certificates >/dev/null 2>&1
+  fi
   local container
   container=$(b from scratch)
   containers+=("$container")
@@ -71,7 +72,7 @@ b bud --network host --pull-never --format docker --build-arg BASE="$base" \
 
 say "What is in it"
 [[ $(config '{{.Docker.Config.User}}') == osdn ]] || die "the image does not run as user osdn"
-[[ $(config '{{.Docker.Config.Healthcheck}}') == *"osdn-tools health"* ]] || die "no health check"
+[[ $(config '{{.Docker.Config.Healthcheck.Test}}') == *"osdn-tools health"* ]] || die "no health check"
 [[ $(config '{{index .Docker.Config.Labels "org.opencontainers.image.revision"}}') == "$revision" ]] ||
   die "no revision label"
 [[ $(in_image id -un) == osdn ]] || die "not running as osdn"
@@ -83,11 +84,12 @@ missing=$(in_image sh -c 'ldd /usr/local/bin/osdn-server /usr/local/bin/osdn-too
 say "Serve and ask"
 port=50951
 while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done
-entrypoint=(osdn-server --grpc-address "127.0.0.1:$port"
-            --model /usr/local/share/osdn-server/models/osdn-mini)
+# The image's own entry point and command, with another address: the network is the host's.
+read -ra command <<<"$(config '{{join .Docker.Config.Entrypoint " "}} {{join .Docker.Config.Cmd " "}}')"
+command=("${command[@]/0.0.0.0:50051/127.0.0.1:$port}" --drain-propagation 0s)
 server=$(b from --pull-never "$image")
 containers+=("$server")
-b run --network host "$server" -- "${entrypoint[@]}" >"$work/server.log" 2>&1 &
+b run --network host "$server" -- "${command[@]}" >"$work/server.log" 2>&1 &
 server_pid=$!
 for _ in {1..300}; do
   in_server=$(b run --network host "$server" -- osdn-tools health --address "127.0.0.1:$port" 2>&1) && break
@@ -101,10 +103,10 @@ printf '%s\n' "$answer"
 [[ ${#answer} -gt 40 ]] || die "the completion is too short"
 
 say "SIGTERM ends it with 0"
-pkill_target=$(pgrep -f "osdn-server --grpc-address 127.0.0.1:$port" | tail -n 1)
-kill -INT "$pkill_target"
+kill -TERM "$(pgrep -f "^osdn-server --grpc-address 127.0.0.1:$port")"
 status=0
 wait "$server_pid" || status=$?
 server_pid=
 [[ $status -eq 0 ]] || { cat "$work/server.log" >&2; die "exit status $status"; }
-say "Image: $(config '{{.Docker.Size}}' 2>/dev/null || echo '?') bytes; all checks passed"
+b images "$image"
+echo "containers: all checks passed"

@@ -100,7 +100,7 @@ absl::Status RunChat(const ChatFlags& flags) {
   const bool interactive = reader.interactive();
   const InterruptWatcher watcher(block, [&session, interactive] {
     if (session.Cancel() || !interactive) return;
-    std::cerr << "\n(Ctrl-D or /quit to leave)\n" << std::flush;
+    std::cerr << "\n(Ctrl-D or /quit to leave)\n> " << std::flush;
   });
 
   absl::StatusOr<v1::GetModelResponse> model = session.Connect();

@@ -36,7 +36,7 @@ void InterruptWatcher::Watch() {
     pollfd fds[2] = {{signal_fd_, POLLIN, 0}, {stop_fd_, POLLIN, 0}};
     if (::poll(fds, 2, -1) < 0) continue;  // EINTR
     if ((fds[1].revents & POLLIN) != 0) return;
-    signalfd_siginfo info;
+    signalfd_siginfo info{};
     if (::read(signal_fd_, &info, sizeof(info)) == sizeof(info)) handler_();
   }
 }

@@ -22,8 +22,8 @@ class SignalBlock {
   const sigset_t& signals() const { return signals_; }
 
  private:
-  sigset_t signals_;
-  sigset_t old_mask_;
+  sigset_t signals_{};
+  sigset_t old_mask_{};
 };
 
 // Calls `handler` on a thread of its own for every blocked signal that arrives. No handler runs

@@ -15,8 +15,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-absl::Status FromError(const std::error_code& error, std::string what) {
-  return absl::ErrnoToStatus(error.value(), std::move(what));
+absl::Status FromError(const std::error_code& error, const std::string& what) {
+  return absl::ErrnoToStatus(error.value(), what);
 }
 
 absl::Status CheckTarget(const fs::path& target, bool overwrite) {

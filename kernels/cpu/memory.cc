@@ -32,6 +32,7 @@ absl::StatusOr<Buffer> AllocateZeroed(size_t bytes) {
   }
   // Huge pages where the system has them: state and scratch are read in long runs. Best effort.
   madvise(data, bytes, MADV_HUGEPAGE);
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): a number that travels as a pointer, never followed
   return Buffer(data, bytes, &Unmap, reinterpret_cast<void*>(bytes));
 }
 

@@ -37,8 +37,8 @@ struct LinearJob {
 };
 
 // All jobs read the same x [rows, in_features] (every weight has that in_features) and write their
-// own y; no y overlaps x or another y. Accumulation is float32; operands may be rounded to bf16 when
-// the weight is bf16. The reduction order of a row depends on its span only (see BatchView).
+// own y; no y overlaps x or another y. Accumulation is float32; operands may be rounded to bf16
+// when the weight is bf16. The reduction order of a row depends on its span only (see BatchView).
 struct LinearArgs {
   BatchView batch;
   const float* x = nullptr;

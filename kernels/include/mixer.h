@@ -43,16 +43,17 @@ struct PreconditionerParams {
   float d_min = 0.5F;
   float d_max = 2.0F;
   float anchor = 1.0F;  // a in dbar = a + alpha (d - a) + ...
-  // False skips d altogether: kt = k, d is neither read nor written. Exactly plain DeltaNet, which is
-  // also what eta = 0 without APF gives from d = 1.
+  // False skips d altogether: kt = k, d is neither read nor written. Exactly plain DeltaNet, which
+  // is also what eta = 0 without APF gives from d = 1.
   bool enabled = true;
 };
 
 // Per sequence and head, token by token (S is [value_dim, key_dim], d is [key_dim]):
-//   kt = d * k;  S += beta (v - S k) kt^T;  o = S q;  d <- clip(a + alpha (d - a) + eta beta g k^2 / n)
-// with g = 1 - beta <d, k^2> and n = max(|k|^2, eps). Backends may evaluate spans chunkwise (two-phase
-// form with per-chunk clip check and token-by-token redo); results agree within 1e-5 relative to the
-// max of o, S, d. Everything is float32; S and d are updated in place in the slots.
+//   kt = d * k;  S += beta (v - S k) kt^T;  o = S q;  d <- clip(a + alpha (d - a) + eta beta g k^2
+//   / n)
+// with g = 1 - beta <d, k^2> and n = max(|k|^2, eps). Backends may evaluate spans chunkwise
+// (two-phase form with per-chunk clip check and token-by-token redo); results agree within 1e-5
+// relative to the max of o, S, d. Everything is float32; S and d are updated in place in the slots.
 struct MixerArgs {
   BatchView batch;
   int64_t heads = 0;

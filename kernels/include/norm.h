@@ -16,8 +16,8 @@ struct RmsNormArgs {
   float* y = nullptr;             // [rows, dim]
 };
 
-// In place, for every row and head: o = rmsnorm(o over value_dim) * weight, then, when `gate` is not
-// null, o *= silu(gate). (osdn-model.md section 4, o_norm and g_proj.)
+// In place, for every row and head: o = rmsnorm(o over value_dim) * weight, then, when `gate` is
+// not null, o *= silu(gate). (osdn-model.md section 4, o_norm and g_proj.)
 struct OutputNormArgs {
   int64_t rows = 0;
   int64_t heads = 0;

@@ -8,9 +8,9 @@ namespace osdn::kernels {
 
 // For token t of a span and channel c:
 //   y[t, c] = act(bias[c] + sum_{j=0}^{size-1} weight[c, j] * x[t - (size - 1) + j, c])
-// so weight[c, size-1] multiplies the current input. Inputs before the span come from the tail: tail
-// row i of [size - 1, dim] is the input of position (span.position - (size - 1) + i); a fresh slot's
-// tail is zero. On return the tail holds the last size - 1 inputs. y must not overlap x.
+// so weight[c, size-1] multiplies the current input. Inputs before the span come from the tail:
+// tail row i of [size - 1, dim] is the input of position (span.position - (size - 1) + i); a fresh
+// slot's tail is zero. On return the tail holds the last size - 1 inputs. y must not overlap x.
 struct ShortConvArgs {
   BatchView batch;
   int64_t dim = 0;

@@ -1,4 +1,5 @@
-// Types shared by every op: element types, borrowed host tensors, and the shape of one step's batch.
+// Types shared by every op: element types, borrowed host tensors, and the shape of one step's
+// batch.
 //
 // Nothing here knows a model or a request. Views never own; the caller keeps memory alive for the
 // duration of the call (or, for HostTensor given to Backend::Prepare*, for the lifetime of the
@@ -53,8 +54,8 @@ struct BatchView {
   absl::Span<const SequenceSpan> spans;
 };
 
-// Chunk length of the two-phase prefill (osdn-model.md section 2, C). Chunk borders are the multiples
-// of kChunk in absolute position, so the same tokens always meet the same borders.
+// Chunk length of the two-phase prefill (osdn-model.md section 2, C). Chunk borders are the
+// multiples of kChunk in absolute position, so the same tokens always meet the same borders.
 inline constexpr int64_t kChunk = 64;
 
 // State of many sequences: element `slot` starts at base + slot * slot_stride (in floats).

@@ -43,12 +43,13 @@ class RecordingSink final : public GenerationSink {
       finished_.Notify();
       return true;  // nothing of this object may be touched any more
     }
+    const bool pause = pause_;  // once the event is counted, the test may go on and end
     {
       absl::MutexLock lock(&mutex_);
       for (int32_t id : std::get<TokenDelta>(event).token_ids) ids_.push_back(id);
       ++events_;
     }
-    if (pause_) return false;  // stays busy until Release
+    if (pause) return false;  // stays busy until Release
     busy_ = false;
     return true;
   }
