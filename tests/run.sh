@@ -96,7 +96,6 @@ mkdir -p "$log_dir"
 step packages install_packages || { print_summary; exit 1; }
 step lint tests/lint.sh
 if step build build; then
-  $fast || step clang-tidy tests/clang_tidy.sh "$build_dir"
   step ctest run_ctest
   if step "python environment" make_venv; then
     step "pytest e2e" run_pytest tests/e2e
@@ -104,6 +103,7 @@ if step build build; then
     # because its package osdn and the generated osdn.v1 do not fit into one process.
     [[ $preset == *san ]] || step "pytest reference" run_pytest tools/python/tests
   fi
+  $fast || step clang-tidy tests/clang_tidy.sh "$build_dir"
   $containers && step containers tests/containers.sh
 fi
 print_summary
