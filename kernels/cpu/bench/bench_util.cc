@@ -7,10 +7,13 @@
 #include <cstdlib>
 #include <limits>
 #include <random>
+#include <utility>
+#include <vector>
 
 #include "dnnl.hpp"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/elementwise.h"
+#include "kernels/cpu/memory.h"
 #include "kernels/cpu/threads.h"
 
 namespace osdn::kernels::bench {
@@ -64,20 +67,26 @@ std::unique_ptr<Backend> MakeBackend() {
   return *std::move(backend);
 }
 
-std::vector<float> RandomFloats(int64_t count, uint32_t seed) {
+Buffer RandomFloats(int64_t count, uint32_t seed) {
   std::minstd_rand random(seed + 1);
-  std::vector<float> values(count);
-  for (float& value : values) {
-    value = static_cast<float>(random()) * 0x1p-30F - 1.0F;
+  Buffer buffer = ZeroFloats(count);
+  for (int64_t i = 0; i < count; ++i) {
+    buffer.floats()[i] = static_cast<float>(random()) * 0x1p-30F - 1.0F;
   }
-  return values;
+  return buffer;
 }
 
-std::vector<uint16_t> RandomBf16(int64_t count, uint32_t seed) {
-  const std::vector<float> values = RandomFloats(count, seed);
-  std::vector<uint16_t> rounded(count);
-  cpu::RoundToBf16(values.data(), count, rounded.data());
+Buffer RandomBf16(int64_t count, uint32_t seed) {
+  const Buffer values = RandomFloats(count, seed);
+  Buffer rounded = ZeroFloats((count + 1) / 2);
+  cpu::RoundToBf16(values.floats(), count, static_cast<uint16_t*>(rounded.data()));
   return rounded;
+}
+
+Buffer ZeroFloats(int64_t count) {
+  absl::StatusOr<Buffer> buffer = cpu::AllocateZeroed(count * sizeof(float));
+  if (!buffer.ok()) std::abort();
+  return *std::move(buffer);
 }
 
 double ReadBandwidth() {

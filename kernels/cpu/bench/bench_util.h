@@ -5,7 +5,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <vector>
 
 #include "kernels/backend.h"
 
@@ -15,9 +14,10 @@ namespace osdn::kernels::bench {
 std::unique_ptr<Backend> MakeBackend();
 int ThreadCount();
 
-// Uniform in [-1, 1), the same every time.
-std::vector<float> RandomFloats(int64_t count, uint32_t seed);
-std::vector<uint16_t> RandomBf16(int64_t count, uint32_t seed);
+// Uniform in [-1, 1), the same every time. Aligned like the engine's memory.
+Buffer RandomFloats(int64_t count, uint32_t seed);
+Buffer RandomBf16(int64_t count, uint32_t seed);
+Buffer ZeroFloats(int64_t count);
 
 // Bytes a second of all threads reading a buffer far larger than the caches; and of scaling it in
 // place, counting each byte as read and written. Best of a few passes.

@@ -22,11 +22,10 @@ class Layers {
   Layers(Backend* backend, DType dtype) {
     const int64_t elements = kIn * kOut;
     const auto count = static_cast<int64_t>(kWeightBytes / (elements * DTypeSize(dtype)));
-    f32_ = RandomFloats(dtype == DType::kF32 ? count * elements : 0, 1);
-    bf16_ = RandomBf16(dtype == DType::kBF16 ? count * elements : 0, 1);
+    data_ =
+        dtype == DType::kF32 ? RandomFloats(count * elements, 1) : RandomBf16(count * elements, 1);
     for (int64_t i = 0; i < count; ++i) {
-      const void* data = dtype == DType::kF32 ? static_cast<const void*>(&f32_[i * elements])
-                                              : static_cast<const void*>(&bf16_[i * elements]);
+      const void* data = static_cast<const char*>(data_.data()) + i * elements * DTypeSize(dtype);
       weights_.push_back(*backend->PrepareLinear({data, dtype, {kOut, kIn}}));
     }
   }
@@ -34,8 +33,7 @@ class Layers {
   const LinearWeight* Next() { return weights_[next_++ % weights_.size()].get(); }
 
  private:
-  std::vector<float> f32_;
-  std::vector<uint16_t> bf16_;
+  Buffer data_;
   std::vector<std::unique_ptr<LinearWeight>> weights_;
   size_t next_ = 0;
 };
@@ -44,11 +42,12 @@ double Run(benchmark::State& state, const std::vector<SequenceSpan>& spans, int6
            int64_t decode_rows, DType dtype) {
   const std::unique_ptr<Backend> backend = MakeBackend();
   Layers layers(backend.get(), dtype);
-  const std::vector<float> x = RandomFloats(rows * kIn, 2);
-  std::vector<float> y(rows * kOut);
+  const Buffer x = RandomFloats(rows * kIn, 2);
+  const Buffer y = ZeroFloats(rows * kOut);
   for (auto _ : state) {
-    const LinearJob job = {layers.Next(), y.data(), false};
-    const absl::Status status = backend->Linear({{rows, decode_rows, spans}, x.data(), {&job, 1}});
+    const LinearJob job = {layers.Next(), y.floats(), false};
+    const absl::Status status =
+        backend->Linear({{rows, decode_rows, spans}, x.floats(), {&job, 1}});
     if (!status.ok()) state.SkipWithError(status.ToString().c_str());
     benchmark::ClobberMemory();
   }

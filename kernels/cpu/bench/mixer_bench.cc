@@ -24,12 +24,14 @@ struct Problem {
       : spans(std::move(batch_spans)), rows(batch_rows) {
     q = RandomFloats(rows * kHeads * kDim, 1);
     k = RandomFloats(rows * kHeads * kDim, 2);
-    for (float& value : k) value *= 0.15F;  // |k| about 1
+    for (int64_t i = 0; i < rows * kHeads * kDim; ++i) k.floats()[i] *= 0.15F;  // |k| about 1
     v = RandomFloats(rows * kHeads * kDim, 3);
-    beta = std::vector<float>(rows * kHeads, 0.5F);
-    log_alpha = std::vector<float>(rows * kHeads, -0.01F);
-    o = std::vector<float>(rows * kHeads * kDim);
-    state = *cpu::AllocateZeroed(slots * kSlotFloats * sizeof(float));
+    beta = ZeroFloats(rows * kHeads);
+    std::fill_n(beta.floats(), rows * kHeads, 0.5F);
+    log_alpha = ZeroFloats(rows * kHeads);
+    std::fill_n(log_alpha.floats(), rows * kHeads, -0.01F);
+    o = ZeroFloats(rows * kHeads * kDim);
+    state = ZeroFloats(slots * kSlotFloats);
     ResetState();
   }
 
@@ -40,21 +42,20 @@ struct Problem {
     args.batch = {rows, 0, spans};
     args.heads = kHeads;
     args.key_dim = args.value_dim = kDim;
-    args.q = q.data();
-    args.k = k.data();
-    args.v = v.data();
-    args.beta = beta.data();
-    args.log_alpha = log_alpha.data();
+    args.q = q.floats();
+    args.k = k.floats();
+    args.v = v.floats();
+    args.beta = beta.floats();
+    args.log_alpha = log_alpha.floats();
     args.s = {state.floats(), kSlotFloats};
     args.d = {state.floats() + kHeads * kDim * kDim, kSlotFloats};
-    args.o = o.data();
+    args.o = o.floats();
     return args;
   }
 
   std::vector<SequenceSpan> spans;
   int64_t rows;
-  std::vector<float> q, k, v, beta, log_alpha, o;
-  Buffer state;
+  Buffer q, k, v, beta, log_alpha, o, state;
 };
 
 // Slots are visited in turn, so that none is still in a cache.
@@ -62,6 +63,7 @@ void DecodeMixer(benchmark::State& state) {
   const auto batch = static_cast<int32_t>(state.range(0));
   const int32_t slots = 384;  // 201 MiB
   std::vector<SequenceSpan> spans;
+  spans.reserve(static_cast<size_t>(batch));
   for (int32_t i = 0; i < batch; ++i) spans.push_back({i, 1, 100, i});
   Problem problem(spans, batch, slots);
   const double update = UpdateBandwidth();

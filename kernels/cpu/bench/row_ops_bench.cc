@@ -22,11 +22,12 @@ void Report(benchmark::State& state, double bytes_a_run) {
 void RmsNorm(benchmark::State& state) {
   const std::unique_ptr<Backend> backend = MakeBackend();
   const int64_t rows = state.range(0);
-  const std::vector<float> x = RandomFloats(rows * kDim, 1);
-  const std::vector<float> weight = RandomFloats(kDim, 2);
-  std::vector<float> y(rows * kDim);
+  const Buffer x = RandomFloats(rows * kDim, 1);
+  const Buffer weight = RandomFloats(kDim, 2);
+  const Buffer y = ZeroFloats(rows * kDim);
   for (auto _ : state) {
-    if (!backend->RmsNorm({rows, kDim, 1e-6F, x.data(), weight.data(), y.data()}).ok()) return;
+    if (!backend->RmsNorm({rows, kDim, 1e-6F, x.floats(), weight.floats(), y.floats()}).ok())
+      return;
     benchmark::ClobberMemory();
   }
   Report(state, 8.0 * static_cast<double>(rows * kDim));
@@ -36,11 +37,11 @@ BENCHMARK(RmsNorm)->ArgName("rows")->Arg(1)->Arg(16)->Arg(512)->UseRealTime();
 void SwiGlu(benchmark::State& state) {
   const std::unique_ptr<Backend> backend = MakeBackend();
   const int64_t rows = state.range(0);
-  const std::vector<float> gate = RandomFloats(rows * kDim, 1);
-  const std::vector<float> up = RandomFloats(rows * kDim, 2);
-  std::vector<float> y(rows * kDim);
+  const Buffer gate = RandomFloats(rows * kDim, 1);
+  const Buffer up = RandomFloats(rows * kDim, 2);
+  const Buffer y = ZeroFloats(rows * kDim);
   for (auto _ : state) {
-    if (!backend->SwiGlu({rows, kDim, gate.data(), up.data(), y.data()}).ok()) return;
+    if (!backend->SwiGlu({rows, kDim, gate.floats(), up.floats(), y.floats()}).ok()) return;
     benchmark::ClobberMemory();
   }
   Report(state, 12.0 * static_cast<double>(rows * kDim));
@@ -58,18 +59,18 @@ void ShortConv(benchmark::State& state) {
     spans.push_back({i, 1, 100, static_cast<int32_t>(i)});
   }
   if (!decode) spans.push_back({0, rows, 0, 0});
-  const std::vector<float> x = RandomFloats(rows * kDim, 1);
-  const std::vector<float> weight = RandomFloats(kDim * kTaps, 2);
-  std::vector<float> tails(static_cast<int64_t>(spans.size()) * (kTaps - 1) * kDim);
-  std::vector<float> y(rows * kDim);
+  const Buffer x = RandomFloats(rows * kDim, 1);
+  const Buffer weight = RandomFloats(kDim * kTaps, 2);
+  const Buffer tails = ZeroFloats(static_cast<int64_t>(spans.size()) * (kTaps - 1) * kDim);
+  const Buffer y = ZeroFloats(rows * kDim);
   ShortConvArgs args;
   args.batch = {rows, decode ? rows : 0, spans};
   args.dim = kDim;
   args.size = kTaps;
-  args.weight = weight.data();
-  args.x = x.data();
-  args.tail = {tails.data(), (kTaps - 1) * kDim};
-  args.y = y.data();
+  args.weight = weight.floats();
+  args.x = x.floats();
+  args.tail = {tails.floats(), (kTaps - 1) * kDim};
+  args.y = y.floats();
   for (auto _ : state) {
     if (!backend->ShortConv(args).ok()) return;
     benchmark::ClobberMemory();
@@ -84,14 +85,14 @@ BENCHMARK(ShortConv)
 void QkPrepare(benchmark::State& state) {
   const std::unique_ptr<Backend> backend = MakeBackend();
   const int64_t rows = state.range(0);
-  std::vector<float> q = RandomFloats(rows * kDim, 1);
-  std::vector<float> k = RandomFloats(rows * kDim, 2);
+  const Buffer q = RandomFloats(rows * kDim, 1);
+  const Buffer k = RandomFloats(rows * kDim, 2);
   QkPrepareArgs args;
   args.rows = rows;
   args.heads = 8;
   args.key_dim = kDim / 8;
-  args.q = q.data();
-  args.k = k.data();
+  args.q = q.floats();
+  args.k = k.floats();
   for (auto _ : state) {
     if (!backend->QkPrepare(args).ok()) return;
     benchmark::ClobberMemory();
