@@ -27,8 +27,18 @@ b() { buildah --root "$work/storage" --runroot "$work/run" "$@"; }
 
 containers=()
 server_pid=
+port=50951
+
+# Signals the server in the container, not the buildah around it.
+signal_server() {
+  local pid
+  for pid in $(pgrep -x osdn-server); do
+    grep -q "127.0.0.1:$port" "/proc/$pid/cmdline" && kill "-$1" "$pid"
+  done
+}
+
 cleanup() {
-  [[ -n $server_pid ]] && kill -KILL "$server_pid" 2>/dev/null
+  [[ -z $server_pid ]] || signal_server KILL
   for container in "${containers[@]}"; do
     b rm "$container" >/dev/null 2>&1 || true
   done
@@ -78,14 +88,13 @@ say "What is in it"
 [[ $(in_image id -un) == osdn ]] || die "not running as osdn"
 in_image sh -c '! command -v g++ && ! command -v cc && ! command -v cmake' >/dev/null ||
   die "a compiler is in the image"
-missing=$(in_image sh -c 'ldd /usr/local/bin/osdn-server /usr/local/bin/osdn-tools | grep "not found"' || true)
+missing=$(in_image sh -c 'ldd /usr/local/bin/osdn-server /usr/local/bin/osdn-tools | grep "not found" || true')
 [[ -z $missing ]] || die "libraries are missing: $missing"
 
 say "Serve and ask"
-port=50951
 while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done
 # The image's own entry point and command, with another address: the network is the host's.
-read -ra command <<<"$(config '{{join .Docker.Config.Entrypoint " "}} {{join .Docker.Config.Cmd " "}}')"
+read -ra command <<<"$(config '{{range .Docker.Config.Entrypoint}}{{.}} {{end}}{{range .Docker.Config.Cmd}}{{.}} {{end}}')"
 command=("${command[@]/0.0.0.0:50051/127.0.0.1:$port}" --drain-propagation 0s)
 server=$(b from --pull-never "$image")
 containers+=("$server")
@@ -103,7 +112,7 @@ printf '%s\n' "$answer"
 [[ ${#answer} -gt 40 ]] || die "the completion is too short"
 
 say "SIGTERM ends it with 0"
-kill -TERM "$(pgrep -f "^osdn-server --grpc-address 127.0.0.1:$port")"
+signal_server TERM
 status=0
 wait "$server_pid" || status=$?
 server_pid=
