@@ -108,7 +108,7 @@ absl::StatusOr<ModelSummary> InspectModel(const std::string& model_dir, bool ver
 
   for (const TensorSpec& spec : TensorSpecs(summary.config.arch)) {
     const kernels::HostTensor tensor = weights->Get(spec.name);
-    const auto element = static_cast<int64_t>(kernels::DTypeSize(tensor.dtype));
+    const auto element = kernels::RowBytes(tensor.dtype, 1);
     summary.tensors.push_back({spec.name, tensor.shape,
                                std::string(kernels::DTypeName(tensor.dtype)),
                                tensor.elements() * element});

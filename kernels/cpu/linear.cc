@@ -105,7 +105,7 @@ absl::Status LinearOp::ConvertTiles(const LinearArgs& args, DType type) {
   const int64_t in = args.jobs[0].weight->in_features();
   const Tile& last = tiles_.back();
   const int64_t rows = last.scratch_row + last.padded;
-  const size_t row_bytes = in * DTypeSize(type);
+  const size_t row_bytes = RowBytes(type, in);
   if (absl::Status status = converted_.Reserve(rows * row_bytes); !status.ok()) return status;
   threads_.For(static_cast<int64_t>(tiles_.size()), rows * in, [&](int64_t index, int) {
     const Tile& tile = tiles_[index];
@@ -124,7 +124,7 @@ absl::Status LinearOp::ConvertTiles(const LinearArgs& args, DType type) {
 absl::Status LinearOp::RunTile(const LinearJob& job, const Tile& tile) {
   const PackedWeight& weight = Weight(job).packed();
   const int64_t out = weight.out_features();
-  const size_t row_bytes = weight.in_features() * DTypeSize(weight.type());
+  const size_t row_bytes = RowBytes(weight.type(), weight.in_features());
   const char* x = converted_.As<char>() + tile.scratch_row * row_bytes;
   float* y = job.y + tile.row * out;
   if (tile.rows == tile.padded) return gemm_->Multiply(weight, tile.padded, x, y, job.accumulate);
@@ -147,7 +147,7 @@ absl::Status LinearOp::RunTile(const LinearJob& job, const Tile& tile) {
 void LinearOp::Embed(const CpuLinearWeight& table, const EmbeddingArgs& args) const {
   const int64_t dim = table.in_features();
   const auto rows = static_cast<int64_t>(args.ids.size());
-  const size_t row_bytes = dim * DTypeSize(table.dtype());
+  const size_t row_bytes = RowBytes(table.dtype(), dim);
   threads_.For(rows, rows * dim, [&](int64_t row, int) {
     const char* source = static_cast<const char*>(table.data()) + args.ids[row] * row_bytes;
     float* y = args.y + row * dim;

@@ -16,17 +16,55 @@
 
 namespace osdn::kernels {
 
-enum class DType : uint8_t { kF32, kBF16 };
+// Element types of weights. Activations and state are always float32.
+//   kI8  one float32 scale an output row: w[o, i] = q[o, i] * scale[o], q in [-127, 127].
+//   kI4  one bf16 scale a group of kInt4Group inputs: w[o, i] = (q[o, i] - 8) * scale[o, group],
+//        q in [1, 15]. Two inputs a byte, the even one in the low half; a row starts at a byte of
+//        its own and its last group may be short.
+enum class DType : uint8_t { kF32, kBF16, kI8, kI4 };
 
-constexpr size_t DTypeSize(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
-constexpr std::string_view DTypeName(DType dtype) { return dtype == DType::kF32 ? "f32" : "bf16"; }
+inline constexpr int64_t kInt4Group = 32;
+
+// Bytes of one row of `columns` elements.
+constexpr int64_t RowBytes(DType dtype, int64_t columns) {
+  switch (dtype) {
+    case DType::kF32:
+      return columns * 4;
+    case DType::kBF16:
+      return columns * 2;
+    case DType::kI8:
+      return columns;
+    case DType::kI4:
+      return (columns + 1) / 2;
+  }
+  return 0;
+}
+
+constexpr std::string_view DTypeName(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return "f32";
+    case DType::kBF16:
+      return "bf16";
+    case DType::kI8:
+      return "int8";
+    case DType::kI4:
+      return "int4";
+  }
+  return "unknown";
+}
+
+constexpr bool IsQuantized(DType dtype) { return dtype == DType::kI8 || dtype == DType::kI4; }
 
 // A borrowed, row-major tensor in host memory (usually a slice of a mapped safetensors file).
-// `data` is aligned to the element size at least.
+// `data` and `scales` are aligned to their element size at least.
 struct HostTensor {
   const void* data = nullptr;
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;
+  // Of quantized matrices [out, in]: float32 [out] for kI8, bf16 [out, ceil(in / kInt4Group)] for
+  // kI4.
+  const void* scales = nullptr;
 
   int64_t elements() const {
     int64_t n = 1;
@@ -47,7 +85,9 @@ struct SequenceSpan {
 // then prefill spans in row order. No two spans name the same slot.
 //
 // Batch invariance: a backend must compute every row from that row's own span alone. In particular
-// it may pick its arithmetic by (length, position) of the span, never by what else is in the batch.
+// it may pick its arithmetic by (length, position) of the span, never by what else is in the batch;
+// and since a prompt is cut at multiples of kChunk wherever the budget allows, cutting a span there
+// must not change its bits either: choose by absolute chunk, not by the length of the whole span.
 struct BatchView {
   int64_t rows = 0;
   int64_t decode_rows = 0;

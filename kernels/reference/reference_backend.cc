@@ -28,16 +28,49 @@ void Narrow(const std::vector<double>& values, float* out) {
                  [](double value) { return static_cast<float>(value); });
 }
 
-std::vector<double> Widen(const HostTensor& tensor) {
-  if (tensor.dtype == DType::kF32) {
-    return Widen(static_cast<const float*>(tensor.data), tensor.elements());
-  }
+double FromBf16(uint16_t half) { return std::bit_cast<float>(static_cast<uint32_t>(half) << 16); }
+
+std::vector<double> WidenInt8(const HostTensor& tensor) {
   std::vector<double> values(tensor.elements());
-  const auto* bits = static_cast<const uint16_t*>(tensor.data);
-  std::transform(bits, bits + values.size(), values.begin(), [](uint16_t half) {
-    return std::bit_cast<float>(static_cast<uint32_t>(half) << 16);
-  });
+  const auto* q = static_cast<const int8_t*>(tensor.data);
+  const auto* scales = static_cast<const float*>(tensor.scales);
+  const int64_t columns = tensor.shape[1];
+  for (int64_t i = 0; i < tensor.elements(); ++i) values[i] = double{scales[i / columns]} * q[i];
   return values;
+}
+
+std::vector<double> WidenInt4(const HostTensor& tensor) {
+  std::vector<double> values(tensor.elements());
+  const int64_t columns = tensor.shape[1];
+  const int64_t groups = (columns + kInt4Group - 1) / kInt4Group;
+  for (int64_t row = 0; row < tensor.shape[0]; ++row) {
+    const auto* bytes =
+        static_cast<const uint8_t*>(tensor.data) + row * RowBytes(DType::kI4, columns);
+    const auto* scales = static_cast<const uint16_t*>(tensor.scales) + row * groups;
+    for (int64_t i = 0; i < columns; ++i) {
+      const int q = (bytes[i / 2] >> (i % 2 * 4)) & 0xF;
+      values[row * columns + i] = FromBf16(scales[i / kInt4Group]) * (q - 8);
+    }
+  }
+  return values;
+}
+
+std::vector<double> Widen(const HostTensor& tensor) {
+  switch (tensor.dtype) {
+    case DType::kI8:
+      return WidenInt8(tensor);
+    case DType::kI4:
+      return WidenInt4(tensor);
+    case DType::kBF16: {
+      std::vector<double> values(tensor.elements());
+      const auto* bits = static_cast<const uint16_t*>(tensor.data);
+      std::transform(bits, bits + values.size(), values.begin(), FromBf16);
+      return values;
+    }
+    case DType::kF32:
+      break;
+  }
+  return Widen(static_cast<const float*>(tensor.data), tensor.elements());
 }
 
 class ReferenceWeight : public LinearWeight {

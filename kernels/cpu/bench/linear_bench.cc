@@ -21,11 +21,11 @@ class Layers {
  public:
   Layers(Backend* backend, DType dtype) {
     const int64_t elements = kIn * kOut;
-    const auto count = static_cast<int64_t>(kWeightBytes / (elements * DTypeSize(dtype)));
+    const auto count = static_cast<int64_t>(kWeightBytes / (RowBytes(dtype, elements)));
     data_ =
         dtype == DType::kF32 ? RandomFloats(count * elements, 1) : RandomBf16(count * elements, 1);
     for (int64_t i = 0; i < count; ++i) {
-      const void* data = static_cast<const char*>(data_.data()) + i * elements * DTypeSize(dtype);
+      const void* data = static_cast<const char*>(data_.data()) + i * RowBytes(dtype, elements);
       weights_.push_back(*backend->PrepareLinear({data, dtype, {kOut, kIn}}));
     }
   }
@@ -61,7 +61,7 @@ void DecodeLinear(benchmark::State& state) {
   for (int64_t i = 0; i < rows; ++i) spans.push_back({i, 1, 100, static_cast<int32_t>(i)});
   const double read = ReadBandwidth();
   const double runs = Run(state, spans, rows, rows, dtype);
-  const double bytes = runs * kIn * kOut * static_cast<double>(DTypeSize(dtype));
+  const double bytes = runs * static_cast<double>(RowBytes(dtype, kIn * kOut));
   state.counters["GB/s"] = benchmark::Counter(bytes * 1e-9, benchmark::Counter::kIsRate);
   state.counters["of_read"] = benchmark::Counter(bytes / read, benchmark::Counter::kIsRate);
   state.counters["GFLOP/s"] = benchmark::Counter(
