@@ -30,6 +30,14 @@ class ModelExecutor final : public StepExecutor {
   absl::StatusOr<std::optional<int32_t>> AcquireSlot() override { return pool_->Acquire(); }
   absl::Status ReleaseSlot(int32_t slot) override { return pool_->Release(slot); }
   int64_t slots_used() const override { return pool_->used(); }
+  size_t slot_bytes() const override { return pool_->layout().slot_bytes(); }
+  absl::Status SaveSlot(int32_t slot, absl::Span<std::byte> out) override {
+    return pool_->Save(slot, out);
+  }
+  absl::Status RestoreSlot(int32_t slot, absl::Span<const std::byte> in) override {
+    return pool_->Restore(slot, in);
+  }
+  absl::Status CopySlot(int32_t from, int32_t to) override { return pool_->Copy(from, to); }
   absl::Status Forward(const kernels::BatchView& batch, absl::Span<const int32_t> tokens,
                        absl::Span<const int64_t> logit_rows, absl::Span<float> logits) override {
     return model_->Forward(batch, tokens, logit_rows, *pool_, logits);

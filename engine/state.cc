@@ -114,6 +114,15 @@ absl::Status StatePool::Restore(int32_t slot, absl::Span<const std::byte> in) {
   return backend_->CopyFromHost(At(0).at(slot), in.data(), in.size());
 }
 
+absl::Status StatePool::Copy(int32_t from, int32_t to) {
+  if (absl::Status s = CheckTaken(from); !s.ok()) return s;
+  if (absl::Status s = CheckTaken(to); !s.ok()) return s;
+  if (from == to) {
+    return absl::InvalidArgumentError(absl::StrCat("state slot ", from, " copied onto itself"));
+  }
+  return backend_->CopyOnDevice(At(0).at(to), At(0).at(from), layout_.slot_bytes());
+}
+
 absl::Status StatePool::CheckSize(size_t bytes) const {
   if (bytes == layout_.slot_bytes()) return absl::OkStatus();
   return absl::InvalidArgumentError(

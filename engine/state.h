@@ -61,6 +61,9 @@ class StatePool {
   // INVALID_ARGUMENT for a slot that is not in use or another size.
   absl::Status Save(int32_t slot, absl::Span<std::byte> out) const;
   absl::Status Restore(int32_t slot, absl::Span<const std::byte> in);
+  // Makes `to` an exact copy of `from`, on the device: a fork. INVALID_ARGUMENT unless both are in
+  // use and differ.
+  absl::Status Copy(int32_t from, int32_t to);
 
   kernels::SlotArray At(int64_t offset) const { return {arena_.floats() + offset, stride_}; }
   const StateLayout& layout() const { return layout_; }

@@ -2,6 +2,7 @@
 #ifndef OSDN_ENGINE_STEP_EXECUTOR_H_
 #define OSDN_ENGINE_STEP_EXECUTOR_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 
@@ -23,6 +24,12 @@ class StepExecutor {
   // Wipes the slot and gives it back. On an error the slot must not be used again.
   virtual absl::Status ReleaseSlot(int32_t slot) = 0;
   virtual int64_t slots_used() const = 0;
+  // What a slot holds, as host bytes: always slot_bytes() of them.
+  virtual size_t slot_bytes() const = 0;
+  virtual absl::Status SaveSlot(int32_t slot, absl::Span<std::byte> out) = 0;
+  virtual absl::Status RestoreSlot(int32_t slot, absl::Span<const std::byte> in) = 0;
+  // Makes `to` an exact copy of `from`; both are acquired.
+  virtual absl::Status CopySlot(int32_t from, int32_t to) = 0;
   // As Model::Forward.
   virtual absl::Status Forward(const kernels::BatchView& batch, absl::Span<const int32_t> tokens,
                                absl::Span<const int64_t> logit_rows, absl::Span<float> logits) = 0;

@@ -62,6 +62,9 @@ class Backend {
   virtual absl::StatusOr<Buffer> Allocate(size_t bytes) = 0;
   virtual absl::Status CopyFromHost(void* dst, const void* src, size_t bytes) = 0;
   virtual absl::Status CopyToHost(void* dst, const void* src, size_t bytes) = 0;
+  // From device memory to device memory; the ranges do not overlap. By way of the host unless the
+  // backend knows better.
+  virtual absl::Status CopyOnDevice(void* dst, const void* src, size_t bytes);
   virtual absl::Status Fill(float* dst, float value, int64_t count) = 0;
   virtual absl::Status Synchronize() = 0;
 

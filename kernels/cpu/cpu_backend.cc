@@ -42,6 +42,9 @@ class CpuBackend : public Backend {
   absl::Status CopyToHost(void* dst, const void* src, size_t bytes) override {
     return CopyFromHost(dst, src, bytes);
   }
+  absl::Status CopyOnDevice(void* dst, const void* src, size_t bytes) override {
+    return CopyFromHost(dst, src, bytes);
+  }
   absl::Status Fill(float* dst, float value, int64_t count) override {
     std::fill_n(dst, count, value);
     return absl::OkStatus();

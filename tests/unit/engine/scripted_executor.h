@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <condition_variable>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -90,6 +91,26 @@ class ScriptedExecutor final : public StepExecutor {
     return absl::OkStatus();
   }
 
+  // A slot's bytes are the number of a history that was saved.
+  size_t slot_bytes() const override { return sizeof(size_t); }
+  absl::Status SaveSlot(int32_t slot, absl::Span<std::byte> out) override {
+    const size_t number = saved_.size();
+    saved_.push_back(state_[static_cast<size_t>(slot)]);
+    std::memcpy(out.data(), &number, sizeof number);
+    return absl::OkStatus();
+  }
+  absl::Status RestoreSlot(int32_t slot, absl::Span<const std::byte> in) override {
+    size_t number = 0;
+    std::memcpy(&number, in.data(), sizeof number);
+    if (number >= saved_.size()) return absl::InternalError("no such history was saved");
+    state_[static_cast<size_t>(slot)] = saved_[number];
+    return absl::OkStatus();
+  }
+  absl::Status CopySlot(int32_t from, int32_t to) override {
+    state_[static_cast<size_t>(to)] = state_[static_cast<size_t>(from)];
+    return absl::OkStatus();
+  }
+
   absl::Status Forward(const kernels::BatchView& batch, absl::Span<const int32_t> tokens,
                        absl::Span<const int64_t> logit_rows, absl::Span<float> logits) override {
     if (absl::Status status = Enter(); !status.ok()) return status;
@@ -155,6 +176,7 @@ class ScriptedExecutor final : public StepExecutor {
   const int64_t vocab_;
   const NextLogits next_logits_;
   std::vector<History> state_;  // the loop's
+  std::vector<History> saved_;  // the loop's
   std::vector<int32_t> free_;   // the loop's
   mutable std::mutex mutex_;    // guards all below
   std::condition_variable changed_;

@@ -160,6 +160,23 @@ TEST_P(StatePoolTest, SaveAndRestoreCopyTheWholeSlot) {
   EXPECT_EQ(Content(pool, b), pattern);
 }
 
+TEST_P(StatePoolTest, CopyForksASlotAndTouchesNoOther) {
+  StatePool pool = MakePool(3);
+  const int32_t a = Acquire(&pool);
+  const int32_t b = Acquire(&pool);
+  const int32_t c = Acquire(&pool);
+  std::vector<float> pattern(static_cast<size_t>(layout_.slot_floats()));
+  for (size_t i = 0; i < pattern.size(); ++i) pattern[i] = static_cast<float>(i) + 0.5F;
+  Restore(&pool, a, pattern);
+  ASSERT_TRUE(pool.Copy(a, c).ok());
+  EXPECT_EQ(Content(pool, a), pattern);
+  EXPECT_EQ(Content(pool, b), Initial());
+  EXPECT_EQ(Content(pool, c), pattern);
+  // From here on they are two.
+  Restore(&pool, a, Initial());
+  EXPECT_EQ(Content(pool, c), pattern);
+}
+
 TEST_P(StatePoolTest, MisuseIsRefused) {
   StatePool pool = MakePool(2);
   const int32_t slot = Acquire(&pool);
@@ -169,7 +186,10 @@ TEST_P(StatePoolTest, MisuseIsRefused) {
     EXPECT_EQ(pool.Release(bad).code(), code) << bad;
     EXPECT_EQ(pool.Save(bad, absl::MakeSpan(bytes)).code(), code) << bad;
     EXPECT_EQ(pool.Restore(bad, bytes).code(), code) << bad;
+    EXPECT_EQ(pool.Copy(bad, slot).code(), code) << bad;
+    EXPECT_EQ(pool.Copy(slot, bad).code(), code) << bad;
   }
+  EXPECT_EQ(pool.Copy(slot, slot).code(), code);
   EXPECT_EQ(pool.Save(slot, absl::MakeSpan(bytes).first(bytes.size() - 1)).code(), code);
   EXPECT_EQ(pool.Restore(slot, absl::MakeConstSpan(bytes).first(8)).code(), code);
   ASSERT_TRUE(pool.Release(slot).ok());

@@ -108,6 +108,12 @@ TEST_P(BackendOpsTest, BuffersAreZeroedAlignedAndCopyable) {
     std::vector<char> back(bytes);
     ASSERT_TRUE(backend().CopyToHost(back.data(), buffer->data(), bytes).ok());
     EXPECT_EQ(back, host);
+    absl::StatusOr<Buffer> other = backend().Allocate(bytes);
+    ASSERT_TRUE(other.ok()) << other.status();
+    ASSERT_TRUE(backend().CopyOnDevice(other->data(), buffer->data(), bytes).ok());
+    std::fill(back.begin(), back.end(), 'x');
+    ASSERT_TRUE(backend().CopyToHost(back.data(), other->data(), bytes).ok());
+    EXPECT_EQ(back, host);
   }
 }
 
