@@ -79,10 +79,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& mode
 size_t WeightBytes(const ModelConfig& config) {
   size_t bytes = 0;
   for (const TensorSpec& spec : TensorSpecs(config.arch)) {
-    int64_t rows = 1;
-    for (size_t i = 0; i + 1 < spec.shape.size(); ++i) rows *= spec.shape[i];
-    const auto dtype = spec.kind == TensorKind::kMatrix ? config.dtype : kernels::DType::kF32;
-    bytes += static_cast<size_t>(rows * kernels::RowBytes(dtype, spec.shape.back()));
+    bytes += static_cast<size_t>(StoredBytes(spec, StoredDType(spec, config.dtype)));
   }
   return bytes;
 }

@@ -150,6 +150,14 @@ std::optional<QkNorm> ParseQkNorm(std::string_view name) {
   return std::nullopt;
 }
 
+std::optional<kernels::DType> ParseDType(std::string_view name) {
+  using kernels::DType;
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kI8, DType::kI4}) {
+    if (kernels::DTypeName(dtype) == name) return dtype;
+  }
+  return std::nullopt;
+}
+
 std::string_view ApfName(Apf apf) { return apf == Apf::kScalar ? "scalar" : "none"; }
 
 std::optional<Apf> ParseApf(std::string_view name) {

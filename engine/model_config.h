@@ -17,7 +17,8 @@
 
 namespace osdn {
 
-inline constexpr int kModelFormatVersion = 1;
+// Version 2 brought int8 and int4. What version 1 can say is still written as version 1.
+inline constexpr int kModelFormatVersion = 2;
 inline constexpr char kModelFileName[] = "model.yaml";
 inline constexpr char kWeightsFileName[] = "weights.safetensors";
 inline constexpr char kTokenizerFileName[] = "tokenizer.model";
@@ -67,7 +68,7 @@ struct FileDigest {
 struct ModelConfig {
   std::string name;
   ArchitectureConfig arch;
-  kernels::DType dtype = kernels::DType::kF32;  // of the matrices; vectors are always float32
+  kernels::DType dtype = kernels::DType::kF32;  // of the matrices; see StoredDType
   bool has_tokenizer = false;
   std::optional<int32_t> bos_id;
   bool add_bos = true;  // prepend bos_id to text prompts
@@ -93,6 +94,8 @@ std::string_view ActivationName(kernels::Activation activation);
 std::optional<kernels::Activation> ParseActivation(std::string_view name);
 std::string_view QkNormName(kernels::QkNorm norm);
 std::optional<kernels::QkNorm> ParseQkNorm(std::string_view name);
+// A model dtype by its name in model.yaml (kernels::DTypeName).
+std::optional<kernels::DType> ParseDType(std::string_view name);
 std::string_view ApfName(Apf apf);
 std::optional<Apf> ParseApf(std::string_view name);
 

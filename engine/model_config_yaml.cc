@@ -219,10 +219,12 @@ void ReadModel(const YAML::Node& node, ModelConfig* config, Errors* errors) {
   root.Read("format_version", Presence::kRequired, &version);
   root.Read("name", Presence::kRequired, &config->name);
   ReadArchitecture(&root, &config->arch);
-  root.ReadChoice("dtype", Presence::kRequired, "f32, bf16", [&](std::string_view name) {
-    config->dtype = name == "bf16" ? kernels::DType::kBF16 : kernels::DType::kF32;
-    return name == "bf16" || name == "f32";
-  });
+  root.ReadChoice("dtype", Presence::kRequired, "f32, bf16, int8, int4",
+                  [&](std::string_view name) {
+                    const auto dtype = ParseDType(name);
+                    config->dtype = dtype.value_or(config->dtype);
+                    return dtype.has_value();
+                  });
   ReadTokenizer(&root, config, errors);
   ReadChat(&root, config, errors);
   root.Read("source", Presence::kOptional, &config->source);
@@ -329,7 +331,7 @@ std::string ModelConfigToYaml(const ModelConfig& config) {
   MapWriter map(&out);
   out << YAML::BeginMap;
   map.Name("format", kFormatName);
-  map.Integer("format_version", kModelFormatVersion);
+  map.Integer("format_version", kernels::IsQuantized(config.dtype) ? 2 : 1);
   map.Text("name", config.name);
   EmitArchitecture(config.arch, &out);
   map.Name("dtype", kernels::DTypeName(config.dtype));

@@ -3,9 +3,16 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/safetensors.h"
 
 namespace osdn {
+
+using kernels::DType;
+
 namespace {
+
+constexpr char kEmbeddings[] = "model.embeddings.weight";
+constexpr char kLmHead[] = "lm_head.weight";
 
 class SpecList {
  public:
@@ -52,7 +59,7 @@ void AddAttention(const ArchitectureConfig& arch, const std::string& prefix, Spe
 
 std::vector<TensorSpec> TensorSpecs(const ArchitectureConfig& arch) {
   SpecList list;
-  list.Matrix("model.embeddings.weight", arch.vocab_size, arch.hidden_size);
+  list.Matrix(kEmbeddings, arch.vocab_size, arch.hidden_size);
   for (int64_t i = 0; i < arch.num_layers; ++i) {
     const std::string layer = absl::StrCat("model.layers.", i, ".");
     list.Vector(absl::StrCat(layer, "attn_norm.weight"), {arch.hidden_size});
@@ -66,8 +73,44 @@ std::vector<TensorSpec> TensorSpecs(const ArchitectureConfig& arch) {
                 arch.intermediate_size);
   }
   list.Vector("model.norm.weight", {arch.hidden_size});
-  if (!arch.tie_embeddings) list.Matrix("lm_head.weight", arch.vocab_size, arch.hidden_size);
+  if (!arch.tie_embeddings) list.Matrix(kLmHead, arch.vocab_size, arch.hidden_size);
   return list.Take();
+}
+
+DType StoredDType(const TensorSpec& spec, DType model) {
+  if (spec.kind == TensorKind::kVector) return DType::kF32;
+  const bool sensitive = spec.name == kEmbeddings || spec.name == kLmHead;
+  return model == DType::kI4 && sensitive ? DType::kI8 : model;
+}
+
+std::string ScaleName(const std::string& tensor) { return absl::StrCat(tensor, ".scale"); }
+
+std::vector<StoredTensor> StoredTensors(const TensorSpec& spec, DType stored) {
+  switch (stored) {
+    case DType::kF32:
+      return {{spec.name, "F32", spec.shape}};
+    case DType::kBF16:
+      return {{spec.name, "BF16", spec.shape}};
+    case DType::kI8:
+      return {{spec.name, "I8", spec.shape}, {ScaleName(spec.name), "F32", {spec.shape[0]}}};
+    case DType::kI4:
+      break;
+  }
+  const int64_t rows = spec.shape[0];
+  const int64_t columns = spec.shape[1];
+  const int64_t groups = (columns + kernels::kInt4Group - 1) / kernels::kInt4Group;
+  return {{spec.name, "U8", {rows, kernels::RowBytes(DType::kI4, columns)}},
+          {ScaleName(spec.name), "BF16", {rows, groups}}};
+}
+
+int64_t StoredBytes(const TensorSpec& spec, DType stored) {
+  int64_t bytes = 0;
+  for (const StoredTensor& entry : StoredTensors(spec, stored)) {
+    auto size = static_cast<int64_t>(SafetensorsDTypeSize(entry.dtype));
+    for (const int64_t dim : entry.shape) size *= dim;
+    bytes += size;
+  }
+  return bytes;
 }
 
 }  // namespace osdn

@@ -15,10 +15,6 @@
 namespace osdn {
 namespace {
 
-const char* SafetensorsName(kernels::DType dtype) {
-  return dtype == kernels::DType::kBF16 ? "BF16" : "F32";
-}
-
 std::string ShapeText(const std::vector<int64_t>& shape) {
   return absl::StrCat("[", absl::StrJoin(shape, ","), "]");
 }
@@ -53,25 +49,23 @@ absl::Status VerifyFiles(const std::string& model_dir, const ModelConfig& config
   return absl::OkStatus();
 }
 
-// What is wrong with one tensor, or nothing.
-std::optional<std::string> CheckTensor(const TensorSpec& spec, kernels::DType matrix_dtype,
-                                       const SafetensorsEntry* entry) {
-  const char* dtype =
-      SafetensorsName(spec.kind == TensorKind::kMatrix ? matrix_dtype : kernels::DType::kF32);
+// What is wrong with one entry of the file, or nothing.
+std::optional<std::string> CheckEntry(const StoredTensor& want, const SafetensorsEntry* entry) {
   if (entry == nullptr) {
-    return absl::StrCat("missing ", spec.name, " ", dtype, ShapeText(spec.shape));
+    return absl::StrCat("missing ", want.name, " ", want.dtype, ShapeText(want.shape));
   }
-  if (entry->shape != spec.shape) {
-    return absl::StrCat("tensor ", spec.name, ": shape ", ShapeText(entry->shape),
-                        ", config wants ", ShapeText(spec.shape));
+  if (entry->dtype != want.dtype) {
+    return absl::StrCat("tensor ", want.name, ": dtype ", entry->dtype, ", config wants ",
+                        want.dtype);
   }
-  if (entry->dtype != dtype) {
-    return absl::StrCat("tensor ", spec.name, ": dtype ", entry->dtype, ", config wants ", dtype);
+  if (entry->shape != want.shape) {
+    return absl::StrCat("tensor ", want.name, ": shape ", ShapeText(entry->shape),
+                        ", config wants ", ShapeText(want.shape));
   }
-  if (reinterpret_cast<uintptr_t>(entry->data.data()) % SafetensorsDTypeSize(dtype) != 0) {
-    return absl::StrCat("tensor ", spec.name, ": data is not aligned to its ",
-                        SafetensorsDTypeSize(dtype), "-byte elements: rewrite the file with ",
-                        "`osdn-tools convert`");
+  const size_t element = SafetensorsDTypeSize(want.dtype);
+  if (reinterpret_cast<uintptr_t>(entry->data.data()) % element != 0) {
+    return absl::StrCat("tensor ", want.name, ": data is not aligned to its ", element,
+                        "-byte elements: rewrite the file with `osdn-tools convert`");
   }
   return std::nullopt;
 }
@@ -80,9 +74,11 @@ absl::Status CheckTensors(const SafetensorsFile& file, const ModelConfig& config
   std::vector<std::string> problems;
   std::set<std::string> known;
   for (const TensorSpec& spec : TensorSpecs(config.arch)) {
-    known.insert(spec.name);
-    auto problem = CheckTensor(spec, config.dtype, file.Find(spec.name));
-    if (problem.has_value()) problems.push_back(*std::move(problem));
+    for (const StoredTensor& want : StoredTensors(spec, StoredDType(spec, config.dtype))) {
+      known.insert(want.name);
+      auto problem = CheckEntry(want, file.Find(want.name));
+      if (problem.has_value()) problems.push_back(*std::move(problem));
+    }
   }
   for (const auto& [name, entry] : file.tensors()) {
     if (known.contains(name)) continue;
@@ -103,14 +99,26 @@ absl::StatusOr<Weights> Weights::Load(const std::string& model_dir, const ModelC
       SafetensorsFile::Open(FilePath(model_dir, kWeightsFileName));
   if (!file.ok()) return file.status();
   if (absl::Status s = CheckTensors(*file, config); !s.ok()) return s;
-  return Weights(*std::move(file));
+  Weights weights(*std::move(file));
+  weights.Index(config);
+  return weights;
+}
+
+void Weights::Index(const ModelConfig& config) {
+  for (const TensorSpec& spec : TensorSpecs(config.arch)) {
+    kernels::HostTensor& tensor = tensors_[spec.name];
+    tensor.data = file_.Find(spec.name)->data.data();
+    tensor.dtype = StoredDType(spec, config.dtype);
+    tensor.shape = spec.shape;
+    if (kernels::IsQuantized(tensor.dtype)) {
+      tensor.scales = file_.Find(ScaleName(spec.name))->data.data();
+    }
+  }
 }
 
 kernels::HostTensor Weights::Get(const std::string& name) const {
-  const SafetensorsEntry* entry = file_.Find(name);
-  if (entry == nullptr) return {};
-  const auto dtype = entry->dtype == "BF16" ? kernels::DType::kBF16 : kernels::DType::kF32;
-  return {entry->data.data(), dtype, entry->shape};
+  const auto found = tensors_.find(name);
+  return found == tensors_.end() ? kernels::HostTensor() : found->second;
 }
 
 size_t Weights::bytes() const {

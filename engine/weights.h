@@ -3,6 +3,7 @@
 #define OSDN_ENGINE_WEIGHTS_H_
 
 #include <cstddef>
+#include <map>
 #include <string>
 #include <utility>
 
@@ -26,15 +27,18 @@ class Weights {
   static absl::StatusOr<Weights> Load(const std::string& model_dir, const ModelConfig& config,
                                       const Options& options);
 
-  // `name` is one of TensorSpecs(config.arch); null data for any other.
+  // `name` is one of TensorSpecs(config.arch); null data for any other. The shape is the tensor's,
+  // whatever its dtype; quantized tensors come with their scales.
   kernels::HostTensor Get(const std::string& name) const;
-  // Bytes of all tensors.
+  // Bytes of all tensors, scales included.
   size_t bytes() const;
 
  private:
   explicit Weights(SafetensorsFile file) : file_(std::move(file)) {}
+  void Index(const ModelConfig& config);
 
   SafetensorsFile file_;
+  std::map<std::string, kernels::HostTensor> tensors_;  // into the mapping
 };
 
 }  // namespace osdn

@@ -17,6 +17,7 @@ namespace osdn::tools {
 using Action = std::function<absl::Status()>;
 
 void AddConvertCommand(CLI::App& app, Action* action);
+void AddQuantizeCommand(CLI::App& app, Action* action);
 void AddInspectCommand(CLI::App& app, Action* action);
 void AddScoreCommand(CLI::App& app, Action* action);
 void AddGenerateCommand(CLI::App& app, Action* action);

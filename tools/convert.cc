@@ -1,6 +1,7 @@
 #include "tools/convert.h"
 
 #include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <memory>
 #include <utility>
@@ -8,15 +9,12 @@
 #include "absl/strings/str_cat.h"
 #include "engine/chat_template.h"
 #include "engine/safetensors.h"
-#include "engine/sha256.h"
 #include "engine/tensor_specs.h"
 #include "engine/tokenizer.h"
-#include "engine/weights.h"
 #include "tools/checkpoint.h"
 #include "tools/checkpoint_config.h"
 #include "tools/file_util.h"
 #include "tools/float_convert.h"
-#include "tools/output_directory.h"
 
 namespace osdn::tools {
 namespace {
@@ -125,123 +123,35 @@ kernels::DType ChooseDType(const ConvertOptions& options, const Checkpoint& chec
   return all_bf16 ? kernels::DType::kBF16 : kernels::DType::kF32;
 }
 
-kernels::DType StoredDType(const TensorSpec& spec, kernels::DType matrices) {
-  return spec.kind == TensorKind::kMatrix ? matrices : kernels::DType::kF32;
-}
-
-// Writes weights.safetensors piece by piece.
-class WeightConverter {
+class CheckpointSource : public TensorSource {
  public:
-  WeightConverter(const ConvertOptions& options, const Checkpoint& checkpoint,
-                  const std::vector<TensorSpec>& specs, const ConvertProgress& progress)
-      : options_(options), checkpoint_(checkpoint), specs_(specs), progress_(progress) {
-    for (const TensorSpec& spec : specs) {
-      total_ += static_cast<int64_t>(checkpoint.Find(spec.name)->data.size());
-    }
-  }
+  explicit CheckpointSource(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
 
-  absl::Status Run(const std::string& path, kernels::DType matrices) {
-    std::vector<SafetensorsWriter::Declaration> declarations;
-    for (const TensorSpec& spec : specs_) {
-      const bool f32 = StoredDType(spec, matrices) == kernels::DType::kF32;
-      declarations.push_back({spec.name, f32 ? "F32" : "BF16", spec.shape});
-    }
-    absl::StatusOr<SafetensorsWriter> writer =
-        SafetensorsWriter::Create(path, declarations, {{"format", "osdn"}});
-    if (!writer.ok()) return writer.status();
-    for (const TensorSpec& spec : specs_) {
-      absl::Status status = ConvertTensor(spec, StoredDType(spec, matrices), &*writer);
-      if (!status.ok()) return status;
-    }
-    return writer->Finish();
-  }
-
- private:
-  absl::Status ConvertTensor(const TensorSpec& spec, kernels::DType to, SafetensorsWriter* writer) {
+  absl::Status Read(const TensorSpec& spec, int64_t first, absl::Span<float> out) override {
     const SafetensorsEntry& entry = *checkpoint_.Find(spec.name);
     const SourceDType from = *ParseSourceDType(entry.dtype);
-    constexpr size_t kPieceBytes = size_t{4} << 20;
-    const size_t element = SourceDTypeSize(from);
-    std::vector<std::byte> piece;
-    for (size_t at = 0; at < entry.data.size(); at += kPieceBytes) {
-      if (options_.stop != nullptr && options_.stop->load()) {
-        return absl::CancelledError("interrupted; nothing was written");
-      }
-      const absl::Span<const std::byte> source = entry.data.subspan(at, kPieceBytes);
-      if (std::optional<size_t> bad = ConvertElements(source, from, to, &piece)) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            "tensor ", spec.name, ": element ", at / element + *bad, " is not finite as ",
-            std::string(kernels::DTypeName(to)), " (", entry.dtype, " in the checkpoint)"));
-      }
-      if (absl::Status status = writer->WritePart(piece); !status.ok()) return status;
-      done_ += static_cast<int64_t>(source.size());
-      if (progress_) progress_(done_, total_, spec.name);
-    }
+    const size_t bytes = SourceDTypeSize(from);
+    const size_t row = entry.data.size() / static_cast<size_t>(spec.shape[0]);
+    ConvertElements(entry.data.subspan(static_cast<size_t>(first) * row, out.size() * bytes), from,
+                    kernels::DType::kF32, &floats_);
+    std::memcpy(out.data(), floats_.data(), floats_.size());
     return absl::OkStatus();
   }
 
-  const ConvertOptions& options_;
+  std::string Origin(const TensorSpec& spec) const override {
+    return absl::StrCat(checkpoint_.Find(spec.name)->dtype, " in the checkpoint");
+  }
+
+ private:
   const Checkpoint& checkpoint_;
-  const std::vector<TensorSpec>& specs_;
-  const ConvertProgress& progress_;
-  int64_t total_ = 0;
-  int64_t done_ = 0;
+  std::vector<std::byte> floats_;
 };
-
-absl::Status AddDigest(const OutputDirectory& output, const std::string& name,
-                       ModelConfig* config) {
-  absl::StatusOr<FileHash> hash = HashFile(output.StagingPath(name));
-  if (!hash.ok()) return hash.status();
-  config->files.push_back({name, hash->bytes, hash->sha256});
-  return absl::OkStatus();
-}
-
-// Everything but the rename. What was written must load: a directory that the server would refuse
-// is never committed.
-absl::Status WriteModel(const ConvertOptions& options, WeightConverter* weights,
-                        const OutputDirectory& output, ModelConfig* config) {
-  absl::Status status = weights->Run(output.StagingPath(kWeightsFileName), config->dtype);
-  if (status.ok()) status = AddDigest(output, kWeightsFileName, config);
-  if (status.ok() && config->has_tokenizer) {
-    std::error_code error;
-    fs::copy_file(In(options.source_dir, kTokenizerFileName),
-                  output.StagingPath(kTokenizerFileName), error);
-    if (error) {
-      return absl::ErrnoToStatus(error.value(), absl::StrCat("cannot copy ", kTokenizerFileName));
-    }
-    status = AddDigest(output, kTokenizerFileName, config);
-  }
-  if (status.ok()) {
-    status = WriteSmallFile(output.StagingPath(kModelFileName), ModelConfigToYaml(*config));
-  }
-  if (!status.ok()) return status;
-  absl::StatusOr<ModelConfig> loaded = LoadModelConfig(output.staging().string());
-  if (!loaded.ok()) return loaded.status();
-  return Weights::Load(output.staging().string(), *loaded, {.verify_checksums = false}).status();
-}
-
-// Replacing the output must not take the checkpoint with it.
-absl::Status CheckApart(const std::string& source_dir, const std::string& output_dir) {
-  std::error_code error;
-  const fs::path source = fs::weakly_canonical(source_dir, error);
-  const fs::path output = fs::weakly_canonical(output_dir, error);
-  const fs::path relative = source.lexically_relative(output);
-  if (relative.empty() || *relative.begin() == "..") return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(output_dir, ": holds the checkpoint ", source_dir, "; choose another OUT_DIR"));
-}
-
-std::string DefaultName(const std::string& output_dir) {
-  fs::path path = fs::absolute(output_dir).lexically_normal();
-  if (!path.has_filename()) path = path.parent_path();
-  return path.filename().string();
-}
 
 }  // namespace
 
 absl::StatusOr<ConvertReport> ConvertCheckpoint(const ConvertOptions& options,
-                                                const ConvertProgress& progress) {
-  absl::Status status = CheckApart(options.source_dir, options.output_dir);
+                                                const WriteProgress& progress) {
+  absl::Status status = CheckOutputApart(options.source_dir, options.output_dir, "the checkpoint");
   if (!status.ok()) return status;
   absl::StatusOr<CheckpointConfig> source = ReadConfigs(options.source_dir);
   if (!source.ok()) return source.status();
@@ -249,11 +159,11 @@ absl::StatusOr<ConvertReport> ConvertCheckpoint(const ConvertOptions& options,
   if (!checkpoint.ok()) return checkpoint.status();
 
   ConvertReport report;
-  ModelConfig& config = report.config;
+  ModelConfig config;
   config.arch = source->arch;
   config.bos_id = source->bos_id;
   config.eos_ids = source->eos_ids;
-  config.name = options.name.empty() ? DefaultName(options.output_dir) : options.name;
+  config.name = options.name.empty() ? NameFromDirectory(options.output_dir) : options.name;
   config.source = absl::StrCat("fla-layout ", source->model_type, " checkpoint");
 
   const std::vector<TensorSpec> specs = TensorSpecs(config.arch);
@@ -265,21 +175,17 @@ absl::StatusOr<ConvertReport> ConvertCheckpoint(const ConvertOptions& options,
   status = ReadChatTemplate(options, tokenizer.get(), &config);
   if (!status.ok()) return status;
 
-  absl::StatusOr<OutputDirectory> output =
-      OutputDirectory::Create(options.output_dir, options.overwrite);
-  if (!output.ok()) return output.status();
   config.dtype = ChooseDType(options, *checkpoint, specs);
-  WeightConverter weights(options, *checkpoint, specs, progress);
-  status = WriteModel(options, &weights, *output, &config);
-  if (status.ok()) status = output->Commit();
-  if (!status.ok()) return status;
-
-  for (const TensorSpec& spec : specs) {
-    int64_t elements = 1;
-    for (const int64_t dim : spec.shape) elements *= dim;
-    report.parameters += elements;
-  }
-  report.weight_bytes = config.files.front().bytes;
+  CheckpointSource weights(*checkpoint);
+  absl::StatusOr<ModelWriterReport> written =
+      WriteModelDirectory({.output_dir = options.output_dir,
+                           .overwrite = options.overwrite,
+                           .tokenizer_path = In(options.source_dir, kTokenizerFileName),
+                           .stop = options.stop,
+                           .progress = progress},
+                          std::move(config), &weights);
+  if (!written.ok()) return written.status();
+  report.model = *std::move(written);
   return report;
 }
 

@@ -3,24 +3,21 @@
 #define OSDN_TOOLS_CONVERT_H_
 
 #include <atomic>
-#include <cstdint>
-#include <functional>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "engine/model_config.h"
 #include "kernels/include/tensor.h"
+#include "tools/model_writer.h"
 
 namespace osdn::tools {
 
 struct ConvertOptions {
   std::string source_dir;
   std::string output_dir;
-  // Of the matrices; vectors are always float32. Not given: bf16 when every matrix of the source is
-  // BF16, else f32.
+  // Of the matrices (see StoredDType). Not given: bf16 when every matrix of the source is BF16,
+  // else f32.
   std::optional<kernels::DType> dtype;
   std::string name;           // empty: the last part of output_dir
   std::string chat_template;  // a file; empty: chat_template.yaml in source_dir, where there is one
@@ -30,20 +27,15 @@ struct ConvertOptions {
 };
 
 struct ConvertReport {
-  ModelConfig config;
-  int64_t parameters = 0;
-  int64_t weight_bytes = 0;  // of weights.safetensors
+  ModelWriterReport model;
   std::vector<std::string> notices;
 };
-
-using ConvertProgress =
-    std::function<void(int64_t done_bytes, int64_t total_bytes, std::string_view tensor)>;
 
 // Reads, checks everything, and only then writes; memory is bounded by a few MiB whatever the
 // model's size. output_dir appears complete and by rename, or stays as it was. Errors name the file
 // and every key or tensor that is wrong. `progress` may be empty.
 absl::StatusOr<ConvertReport> ConvertCheckpoint(const ConvertOptions& options,
-                                                const ConvertProgress& progress);
+                                                const WriteProgress& progress);
 
 }  // namespace osdn::tools
 

@@ -108,10 +108,9 @@ absl::StatusOr<ModelSummary> InspectModel(const std::string& model_dir, bool ver
 
   for (const TensorSpec& spec : TensorSpecs(summary.config.arch)) {
     const kernels::HostTensor tensor = weights->Get(spec.name);
-    const auto element = kernels::RowBytes(tensor.dtype, 1);
     summary.tensors.push_back({spec.name, tensor.shape,
                                std::string(kernels::DTypeName(tensor.dtype)),
-                               tensor.elements() * element});
+                               StoredBytes(spec, tensor.dtype)});
     summary.parameters += tensor.elements();
     summary.weight_bytes += summary.tensors.back().bytes;
   }

@@ -18,6 +18,7 @@ int Run(int argc, char** argv) {
   app.require_subcommand(1);
   osdn::tools::Action action;
   osdn::tools::AddConvertCommand(app, &action);
+  osdn::tools::AddQuantizeCommand(app, &action);
   osdn::tools::AddInspectCommand(app, &action);
   osdn::tools::AddScoreCommand(app, &action);
   osdn::tools::AddGenerateCommand(app, &action);

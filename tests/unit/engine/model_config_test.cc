@@ -141,9 +141,23 @@ TEST(ModelConfigTest, MissingModelSaysHowToMakeOne) {
   }
 }
 
+TEST(ModelConfigTest, QuantizedDTypesNeedVersionTwo) {
+  using kernels::DType;
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kI8, DType::kI4}) {
+    ModelConfig config = FullConfig();
+    config.dtype = dtype;
+    const std::string yaml = ModelConfigToYaml(config);
+    EXPECT_THAT(yaml,
+                HasSubstr(kernels::IsQuantized(dtype) ? "format_version: 2" : "format_version: 1"));
+    const auto got = LoadText(yaml);
+    ASSERT_TRUE(got.ok()) << got.status();
+    EXPECT_EQ(got->dtype, dtype);
+  }
+}
+
 TEST(ModelConfigTest, NewerFormatIsAPrecondition) {
   const auto config =
-      LoadText(Replaced(ModelConfigToYaml(FullConfig()), "format_version: 1", "format_version: 2"));
+      LoadText(Replaced(ModelConfigToYaml(FullConfig()), "format_version: 1", "format_version: 3"));
   EXPECT_EQ(config.status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(config.status().message()), HasSubstr("newer osdn-server"));
 }
@@ -210,7 +224,7 @@ INSTANTIATE_TEST_SUITE_P(
         EditCase{"BadBool", "use_gate: true", "use_gate: 1", "neither true nor false"},
         EditCase{"BadType", "type: osdn", "type: mamba", "\"mamba\" is not one of osdn, delta_net"},
         EditCase{"BadDtype", "dtype: bf16", "dtype: int3",
-                 "dtype: \"int3\" is not one of f32, bf16"},
+                 "dtype: \"int3\" is not one of f32, bf16, int8, int4"},
         EditCase{"BadActivation", "qk_activation: elu", "qk_activation: gelu", "\"gelu\""},
         EditCase{"BadNorm", "qk_norm: sum", "qk_norm: l3", "\"l3\" is not one of l2, sum"},
         EditCase{"BadApf", "apf: scalar", "apf: vector", "\"vector\" is not one of none, scalar"},

@@ -92,5 +92,29 @@ TEST(TensorSpecsTest, ShapesAndKinds) {
   }
 }
 
+TEST(TensorSpecsTest, StoredFormOfEveryDType) {
+  using kernels::DType;
+  const TensorSpec matrix = {"model.layers.0.mlp.down_proj.weight", {24, 65}, TensorKind::kMatrix};
+  const TensorSpec head = {"lm_head.weight", {31, 24}, TensorKind::kMatrix};
+  const TensorSpec vector = {"model.norm.weight", {24}, TensorKind::kVector};
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kI8, DType::kI4}) {
+    EXPECT_EQ(StoredDType(vector, dtype), DType::kF32);
+    EXPECT_EQ(StoredDType(matrix, dtype), dtype);
+    EXPECT_EQ(StoredDType(head, dtype), dtype == DType::kI4 ? DType::kI8 : dtype);
+  }
+  EXPECT_EQ(StoredBytes(matrix, DType::kF32), 24 * 65 * 4);
+  EXPECT_EQ(StoredBytes(matrix, DType::kBF16), 24 * 65 * 2);
+  EXPECT_EQ(StoredBytes(matrix, DType::kI8), 24 * 65 + 24 * 4);
+  EXPECT_EQ(StoredBytes(matrix, DType::kI4), 24 * 33 + 24 * 3 * 2);
+
+  const std::vector<StoredTensor> entries = StoredTensors(matrix, DType::kI4);
+  ASSERT_EQ(entries.size(), 2U);
+  EXPECT_EQ(entries[0].dtype, "U8");
+  EXPECT_THAT(entries[0].shape, ElementsAre(24, 33));
+  EXPECT_EQ(entries[1].name, matrix.name + ".scale");
+  EXPECT_EQ(entries[1].dtype, "BF16");
+  EXPECT_THAT(entries[1].shape, ElementsAre(24, 3));
+}
+
 }  // namespace
 }  // namespace osdn

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <filesystem>
@@ -117,28 +118,75 @@ absl::Span<const std::byte> AsBytes(const std::vector<T>& values) {
   return {reinterpret_cast<const std::byte*>(values.data()), values.size() * sizeof(T)};
 }
 
+// The plainest rounding that the format allows: each row's, or group's, largest weight gets the
+// largest code.
+void Quantize(const std::vector<float>& values, int64_t columns, bool int4,
+              std::vector<uint8_t>* codes, std::vector<uint8_t>* scales) {
+  const int64_t group = int4 ? kernels::kInt4Group : columns;
+  const float limit = int4 ? 7 : 127;
+  for (size_t row = 0; row < values.size(); row += static_cast<size_t>(columns)) {
+    for (int64_t begin = 0; begin < columns; begin += group) {
+      const int64_t end = std::min(columns, begin + group);
+      float largest = 0;
+      for (int64_t i = begin; i < end; ++i) {
+        largest = std::max(largest, std::fabs(values[row + static_cast<size_t>(i)]));
+      }
+      const uint16_t half = ToBf16(largest / limit);
+      const float scale =
+          int4 ? std::bit_cast<float>(static_cast<uint32_t>(half) << 16U) : largest / limit;
+      const auto* bytes =
+          int4 ? reinterpret_cast<const uint8_t*>(&half) : reinterpret_cast<const uint8_t*>(&scale);
+      scales->insert(scales->end(), bytes, bytes + (int4 ? 2 : 4));
+      for (int64_t i = begin; i < end; ++i) {
+        const float code = std::nearbyint(values[row + static_cast<size_t>(i)] / scale);
+        const auto q = static_cast<int>(std::clamp(code, -limit, limit));
+        if (!int4) codes->push_back(static_cast<uint8_t>(q));
+        if (int4 && i % 2 == 0) codes->push_back(static_cast<uint8_t>(q + 8));
+        if (int4 && i % 2 != 0) codes->back() |= static_cast<uint8_t>((q + 8) << 4);
+      }
+    }
+  }
+}
+
+// The entries of weights.safetensors that hold one tensor.
+std::vector<std::vector<uint8_t>> Entries(const std::vector<float>& values, int64_t columns,
+                                          kernels::DType dtype) {
+  std::vector<uint8_t> data;
+  std::vector<uint8_t> scales;
+  const auto append = [&data](const auto& value) {
+    const auto* bytes = reinterpret_cast<const uint8_t*>(&value);
+    data.insert(data.end(), bytes, bytes + sizeof(value));
+  };
+  if (kernels::IsQuantized(dtype)) {
+    Quantize(values, columns, dtype == kernels::DType::kI4, &data, &scales);
+    return {data, scales};
+  }
+  for (const float value : values) {
+    if (dtype == kernels::DType::kBF16) append(ToBf16(value));
+    if (dtype == kernels::DType::kF32) append(value);
+  }
+  return {data};
+}
+
 }  // namespace
 
 ModelConfig WriteModel(ModelConfig config, const TensorMap& tensors, const std::string& dir) {
   const std::vector<TensorSpec> specs = TensorSpecs(config.arch);
-  const auto is_bf16 = [&](const TensorSpec& spec) {
-    return config.dtype == kernels::DType::kBF16 && spec.kind == TensorKind::kMatrix;
-  };
   std::vector<SafetensorsWriter::Declaration> declarations;
   for (const TensorSpec& spec : specs) {
-    declarations.push_back({spec.name, is_bf16(spec) ? "BF16" : "F32", spec.shape});
+    for (const StoredTensor& stored : StoredTensors(spec, StoredDType(spec, config.dtype))) {
+      declarations.push_back({stored.name, stored.dtype, stored.shape});
+    }
   }
   auto writer =
       SafetensorsWriter::Create(absl::StrCat(dir, "/", kWeightsFileName), declarations, {});
   EXPECT_TRUE(writer.ok()) << writer.status();
   for (const TensorSpec& spec : specs) {
-    const std::vector<float>& values = tensors.at(spec.name);
-    std::vector<uint16_t> rounded;
-    if (is_bf16(spec)) {
-      for (const float value : values) rounded.push_back(ToBf16(value));
+    const auto dtype = StoredDType(spec, config.dtype);
+    for (const auto& bytes : Entries(tensors.at(spec.name), spec.shape.back(), dtype)) {
+      const absl::Status status = writer->Write(AsBytes(bytes));
+      EXPECT_TRUE(status.ok()) << status;
     }
-    const absl::Status status = writer->Write(is_bf16(spec) ? AsBytes(rounded) : AsBytes(values));
-    EXPECT_TRUE(status.ok()) << status;
   }
   const absl::Status finished = writer->Finish();
   EXPECT_TRUE(finished.ok()) << finished;

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cstring>
 #include <filesystem>
 
@@ -66,6 +67,72 @@ TEST_F(WeightsTest, Bf16MatricesAndFloat32Vectors) {
   ASSERT_TRUE(weights.ok()) << weights.status();
   EXPECT_EQ(weights->Get("lm_head.weight").dtype, kernels::DType::kBF16);
   EXPECT_EQ(weights->Get("model.norm.weight").dtype, kernels::DType::kF32);
+}
+
+TEST_F(WeightsTest, QuantizedMatricesComeWithScales) {
+  using kernels::DType;
+  for (const DType dtype : {DType::kI8, DType::kI4}) {
+    SCOPED_TRACE(kernels::DTypeName(dtype));
+    config_.dtype = dtype;
+    config_ = WriteModel(config_, tensors_, dir_.path());
+    const auto weights = Weights::Load(dir_.path(), config_, {});
+    ASSERT_TRUE(weights.ok()) << weights.status();
+    const std::string name = "model.layers.1.mlp.down_proj.weight";  // [24, 19]: odd rows
+    const kernels::HostTensor tensor = weights->Get(name);
+    EXPECT_EQ(tensor.dtype, dtype);
+    EXPECT_THAT(tensor.shape, testing::ElementsAre(24, 19));
+    ASSERT_NE(tensor.scales, nullptr);
+    // Row 23 from the mapping is row 23 that went in, within half a step.
+    const auto* row = static_cast<const uint8_t*>(tensor.data) + 23 * kernels::RowBytes(dtype, 19);
+    for (int64_t i = 0; i < 19; ++i) {
+      float scale = 0;
+      int code = 0;
+      if (dtype == DType::kI8) {
+        scale = static_cast<const float*>(tensor.scales)[23];
+        code = static_cast<int8_t>(row[i]);
+      } else {
+        const uint32_t half = static_cast<const uint16_t*>(tensor.scales)[23];
+        scale = std::bit_cast<float>(half << 16U);
+        code = (row[i / 2] >> (i % 2 * 4) & 0xF) - 8;
+      }
+      EXPECT_NEAR(static_cast<float>(code) * scale, tensors_.at(name)[23 * 19 + i], 0.52F * scale);
+    }
+    // What is sensitive stays finer: docs/model-format.md.
+    EXPECT_EQ(weights->Get("lm_head.weight").dtype, DType::kI8);
+    EXPECT_EQ(weights->Get("model.embeddings.weight").dtype, DType::kI8);
+    EXPECT_EQ(weights->Get("model.norm.weight").dtype, DType::kF32);
+    EXPECT_EQ(weights->Get("model.norm.weight").scales, nullptr);
+    EXPECT_EQ(weights->Get("model.layers.0.attn.b_proj.weight").dtype, DType::kF32);
+    EXPECT_EQ(weights->Get("model.norm.weight.scale").data, nullptr);
+    size_t bytes = 0;
+    for (const TensorSpec& spec : TensorSpecs(config_.arch)) {
+      bytes += static_cast<size_t>(StoredBytes(spec, StoredDType(spec, dtype)));
+    }
+    EXPECT_EQ(weights->bytes(), bytes);
+  }
+}
+
+TEST_F(WeightsTest, QuantizedFilesThatDoNotFit) {
+  config_.dtype = kernels::DType::kI8;
+  config_ = WriteModel(config_, tensors_, dir_.path());
+  config_.dtype = kernels::DType::kI4;  // packs two weights a byte, with scales of groups
+  const auto packed = Weights::Load(dir_.path(), config_, {});
+  EXPECT_THAT(
+      std::string(packed.status().message()),
+      AllOf(HasSubstr("tensor model.layers.0.mlp.up_proj.weight: dtype I8, config wants U8"),
+            HasSubstr("mlp.up_proj.weight.scale: dtype F32, config wants BF16")));
+  EXPECT_THAT(std::string(packed.status().message()), testing::Not(HasSubstr("lm_head")));
+  config_.dtype = kernels::DType::kF32;
+  const auto plain = Weights::Load(dir_.path(), config_, {});
+  EXPECT_THAT(std::string(plain.status().message()),
+              AllOf(HasSubstr("tensor lm_head.weight: dtype I8, config wants F32"),
+                    HasSubstr("unexpected lm_head.weight.scale F32[31]")));
+  config_.dtype = kernels::DType::kI8;
+  config_.arch.intermediate_size = 20;
+  const auto misshapen = Weights::Load(dir_.path(), config_, {});
+  EXPECT_THAT(std::string(misshapen.status().message()),
+              AllOf(HasSubstr("mlp.up_proj.weight: shape [19,24], config wants [20,24]"),
+                    HasSubstr("mlp.up_proj.weight.scale: shape [19], config wants [20]")));
 }
 
 TEST_F(WeightsTest, OneFlippedBitIsDataLoss) {

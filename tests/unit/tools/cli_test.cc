@@ -50,7 +50,8 @@ class CliTest : public testing::Test {
 
 TEST_F(CliTest, UsageErrorsExitWithTwo) {
   for (const char* arguments :
-       {"", "nonsense", "convert", "convert a", "convert a b --dtype int8", "inspect", "score",
+       {"", "nonsense", "convert", "convert a", "convert a b --dtype int3", "quantize a b",
+        "quantize a --dtype int8", "quantize a b --dtype int2", "inspect", "score",
         "score --model a --ids-file b --logits-out c --step 0", "generate", "generate --prompt x",
         "generate --address a --model b", "generate --address a --prompt b --ids 1", "chat",
         "health", "inspect a --no-such-flag", "convert a b c"}) {
@@ -63,7 +64,8 @@ TEST_F(CliTest, UsageErrorsExitWithTwo) {
 TEST_F(CliTest, HelpAndVersion) {
   EXPECT_EQ(Run("--version").code, 0);
   EXPECT_THAT(Run("--version").out, HasSubstr("osdn-tools "));
-  for (const char* command : {"convert", "inspect", "score", "generate", "chat", "health"}) {
+  for (const char* command :
+       {"convert", "quantize", "inspect", "score", "generate", "chat", "health"}) {
     EXPECT_EQ(Run(std::string(command) + " --help").code, 0) << command;
     EXPECT_THAT(Run("--help").out, HasSubstr(command));
   }
@@ -104,6 +106,25 @@ TEST_F(CliTest, ConvertInspectScore) {
   EXPECT_EQ(bad.code, 1);
   EXPECT_THAT(bad.err, HasSubstr("token id 3: \"97\", want a number from 0 to 96"));
   EXPECT_THAT(bad.err, HasSubstr(dir_ / "ids"));
+}
+
+TEST_F(CliTest, Quantize) {
+  ConvertGolden("tiny");
+  const Outcome good =
+      Run("quantize " + (dir_ / "model") + " " + (dir_ / "small") + " --dtype int8 --name eight");
+  ASSERT_EQ(good.code, 0) << good.err;
+  EXPECT_THAT(good.out, HasSubstr("eight"));
+  EXPECT_THAT(good.err, HasSubstr("relative RMS error"));
+  const Outcome inspect = Run("inspect " + (dir_ / "small") + " --json --verify");
+  EXPECT_EQ(nlohmann::json::parse(inspect.out)["dtype"], "int8");
+
+  const Outcome again = Run("quantize " + (dir_ / "small") + " " + (dir_ / "x") + " --dtype int4");
+  EXPECT_EQ(again.code, 1);
+  EXPECT_THAT(again.err, HasSubstr("start from the bf16 or f32 model"));
+  const Outcome absent = Run("quantize " + (dir_ / "no") + " " + (dir_ / "x") + " --dtype int4");
+  EXPECT_EQ(absent.code, 1);
+  EXPECT_THAT(absent.err, HasSubstr(dir_ / "no"));
+  EXPECT_FALSE(std::filesystem::exists(dir_ / "x"));
 }
 
 TEST_F(CliTest, GenerateInThisProcess) {

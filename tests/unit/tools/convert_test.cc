@@ -119,8 +119,9 @@ TEST_F(ConvertTest, Bf16SourceStaysBf16) {
   tensors_ = AllHalf(tensors_, "BF16", 0x3FC0);  // 1.5
   const absl::StatusOr<ConvertReport> report = Convert();
   ASSERT_TRUE(report.ok()) << report.status();
-  EXPECT_EQ(report->config.dtype, kernels::DType::kBF16);
-  const absl::StatusOr<Weights> weights = Weights::Load(options_.output_dir, report->config, {});
+  EXPECT_EQ(report->model.config.dtype, kernels::DType::kBF16);
+  const absl::StatusOr<Weights> weights =
+      Weights::Load(options_.output_dir, report->model.config, {});
   ASSERT_TRUE(weights.ok()) << weights.status();
   EXPECT_EQ(static_cast<const uint16_t*>(weights->Get(kQ).data)[0], 0x3FC0);
   EXPECT_EQ(static_cast<const float*>(weights->Get(kNorm).data)[0], 1.5F);
@@ -130,8 +131,9 @@ TEST_F(ConvertTest, F16SourceBecomesF32) {
   tensors_ = AllHalf(tensors_, "F16", 0x3555);  // not a bf16
   const absl::StatusOr<ConvertReport> report = Convert();
   ASSERT_TRUE(report.ok()) << report.status();
-  EXPECT_EQ(report->config.dtype, kernels::DType::kF32);
-  const absl::StatusOr<Weights> weights = Weights::Load(options_.output_dir, report->config, {});
+  EXPECT_EQ(report->model.config.dtype, kernels::DType::kF32);
+  const absl::StatusOr<Weights> weights =
+      Weights::Load(options_.output_dir, report->model.config, {});
   ASSERT_TRUE(weights.ok()) << weights.status();
   EXPECT_EQ(static_cast<const float*>(weights->Get(kQ).data)[0], FloatFromF16(0x3555));
 }
@@ -280,7 +282,7 @@ TEST_F(ConvertTest, InspectDescribesTheResult) {
   ASSERT_TRUE(report.ok()) << report.status();
   const absl::StatusOr<ModelSummary> summary = InspectModel(options_.output_dir, true);
   ASSERT_TRUE(summary.ok()) << summary.status();
-  EXPECT_EQ(summary->parameters, report->parameters);
+  EXPECT_EQ(summary->parameters, report->model.parameters);
   EXPECT_EQ(summary->tensors.size(), tensors_.size());
   // One layer: S 2x4x4 (128 bytes), d 2x4 (32, padded to 64), three tails of 3x8 (96, padded to
   // 128).
