@@ -1,8 +1,6 @@
 #include "kernels/backend.h"
 
-#include <cstddef>
 #include <utility>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/cpu_backend.h"
@@ -25,12 +23,6 @@ absl::StatusOr<BackendChoice> ChooseCuda(const std::string& module_dir, const ch
 }
 
 }  // namespace
-
-absl::Status Backend::CopyOnDevice(void* dst, const void* src, size_t bytes) {
-  std::vector<std::byte> host(bytes);
-  if (absl::Status s = CopyToHost(host.data(), src, bytes); !s.ok()) return s;
-  return CopyFromHost(dst, host.data(), bytes);
-}
 
 absl::StatusOr<BackendChoice> CreateBackend(const BackendOptions& options) {
   if (options.threads < 0) {

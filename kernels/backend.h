@@ -10,9 +10,11 @@
 #ifndef OSDN_KERNELS_BACKEND_H_
 #define OSDN_KERNELS_BACKEND_H_
 
+#include <cstddef>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -64,7 +66,12 @@ class Backend {
   virtual absl::Status CopyToHost(void* dst, const void* src, size_t bytes) = 0;
   // From device memory to device memory; the ranges do not overlap. By way of the host unless the
   // backend knows better.
-  virtual absl::Status CopyOnDevice(void* dst, const void* src, size_t bytes);
+  // (Inline: backends are modules of their own and link nothing of backend.cc.)
+  virtual absl::Status CopyOnDevice(void* dst, const void* src, size_t bytes) {
+    std::vector<std::byte> host(bytes);
+    if (absl::Status s = CopyToHost(host.data(), src, bytes); !s.ok()) return s;
+    return CopyFromHost(dst, host.data(), bytes);
+  }
   virtual absl::Status Fill(float* dst, float value, int64_t count) = 0;
   virtual absl::Status Synchronize() = 0;
 
