@@ -34,7 +34,8 @@ absl::Status AppendParts(const std::vector<TemplatePart>& parts, const Tokenizer
 absl::StatusOr<std::vector<int32_t>> RenderChat(const ChatTemplate& chat,
                                                 const Tokenizer& tokenizer,
                                                 std::optional<int32_t> bos_id,
-                                                absl::Span<const ChatMessage> messages) {
+                                                absl::Span<const ChatMessage> messages,
+                                                std::vector<int64_t>* ends) {
   if (messages.empty()) return absl::InvalidArgumentError("messages: empty, want at least one");
   std::vector<int32_t> ids;
   if (chat.bos) {
@@ -55,6 +56,7 @@ absl::StatusOr<std::vector<int32_t>> RenderChat(const ChatTemplate& chat,
     const std::vector<int32_t> content = tokenizer.Encode(messages[i].content);
     ids.insert(ids.end(), content.begin(), content.end());
     if (absl::Status s = AppendParts(role->second.suffix, tokenizer, &ids); !s.ok()) return s;
+    if (ends != nullptr) ends->push_back(static_cast<int64_t>(ids.size()));
   }
   if (absl::Status s = AppendParts(chat.generation_prompt, tokenizer, &ids); !s.ok()) return s;
   return ids;

@@ -47,11 +47,13 @@ struct ChatMessage {
 };
 
 // The exact prompt: [bos] prefix content suffix ... generation_prompt, each content encoded by
-// itself. INVALID_ARGUMENT for an unknown role (lists the known ones) or an empty list.
+// itself. INVALID_ARGUMENT for an unknown role (lists the known ones) or an empty list. `ends`, if
+// given, gets the tokens up to the end of each message.
 absl::StatusOr<std::vector<int32_t>> RenderChat(const ChatTemplate& chat,
                                                 const Tokenizer& tokenizer,
                                                 std::optional<int32_t> bos_id,
-                                                absl::Span<const ChatMessage> messages);
+                                                absl::Span<const ChatMessage> messages,
+                                                std::vector<int64_t>* ends = nullptr);
 
 // Ids of the template's stop tokens.
 absl::StatusOr<std::vector<int32_t>> ChatStopIds(const ChatTemplate& chat,

@@ -30,12 +30,17 @@ absl::Status CheckOptions(const EngineOptions& options) {
       {"max_queued_requests", options.max_queued_requests, 1, int64_t{1} << 32},
       {"max_queued_tokens", options.max_queued_tokens, 1, int64_t{1} << 40},
       {"stream_capacity", options.stream_capacity, 1, 1 << 20},
+      {"prefix_cache_interval", options.prefix_cache_interval, kernels::kChunk, 1 << 20},
   };
   std::vector<std::string> problems;
   for (const OptionRange& range : ranges) {
     if (range.value >= range.min && range.value <= range.max) continue;
     problems.push_back(absl::StrCat(range.name, ": ", range.value, " is outside [", range.min, ", ",
                                     range.max, "]"));
+  }
+  if (options.prefix_cache_interval % kernels::kChunk != 0) {
+    problems.push_back(absl::StrCat("prefix_cache_interval: ", options.prefix_cache_interval,
+                                    " is not a multiple of ", kernels::kChunk));
   }
   if (problems.empty()) return absl::OkStatus();
   return absl::InvalidArgumentError(
@@ -153,7 +158,9 @@ void Engine::Start(const EngineOptions& options, std::string backend_reason) {
                  .max_prefill_tokens = options.max_prefill_tokens},
       .queue = {.max_requests = options.max_queued_requests,
                 .max_tokens = options.max_queued_tokens},
-      .stream_capacity = static_cast<size_t>(options.stream_capacity)};
+      .stream_capacity = static_cast<size_t>(options.stream_capacity),
+      .prefix_cache = {.max_bytes = options.prefix_cache_bytes,
+                       .interval = options.prefix_cache_interval}};
   loop_ = std::make_unique<EngineLoop>(loop_options, MakeVocabularyView(config_, tokenizer_.get()),
                                        executor_.get());
 }

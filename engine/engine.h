@@ -31,6 +31,9 @@ struct EngineOptions {
   int64_t max_queued_requests = 256;    // beyond: RESOURCE_EXHAUSTED at Submit
   int64_t max_queued_tokens = 1 << 20;  // prompt tokens; also the longest prompt
   int64_t stream_capacity = 256;  // events a reader may lag behind before its sequence sits out
+  size_t prefix_cache_bytes = size_t{256} << 20;  // 0: no prefix cache
+  int64_t prefix_cache_interval = 512;  // tokens between the states kept of a long prompt; a
+                                        // multiple of kernels::kChunk
   bool verify_checksums = true;
 };
 

@@ -23,6 +23,7 @@ EngineLoop::EngineLoop(const Options& options, VocabularyView vocabulary, StepEx
       executor_(executor),
       mailbox_(std::make_shared<Mailbox>(options.queue)),
       limits_(options.limits),
+      prefix_reuse_(options.prefix_cache),
       thread_([this] { Run(); }) {}
 
 EngineLoop::~EngineLoop() {
@@ -66,7 +67,7 @@ void EngineLoop::Run() {
 bool EngineLoop::Step() {
   const StepPlan plan = Plan();
   if (plan.empty()) return false;
-  for (size_t i = 0; i < plan.admit.size(); ++i) AdmitNext();
+  for (const uint64_t id : plan.admit) Admit(id);
   PublishRunning();
   BuildBatch(plan);
   if (batch_.tokens.empty()) return true;  // no slot could be had: the next round sees fewer
@@ -80,21 +81,40 @@ bool EngineLoop::Step() {
   return true;
 }
 
-StepPlan EngineLoop::Plan() const {
+StepPlan EngineLoop::Plan() {
+  // First, because a waiting prompt may have a running one pause where the two part.
+  const std::vector<WaitingPrompt> waiting = Candidates();
   std::vector<RunningSequence> running;
   running.reserve(running_.size());
   for (const auto& sequence : running_) running.push_back(sequence->schedule_view());
-  std::vector<WaitingPrompt> waiting;  // no more can be admitted than there are slots
-  const size_t slots = static_cast<size_t>(limits_.max_slots);
-  for (size_t i = 0; i < waiting_.size() && i < slots; ++i) {
-    waiting.push_back({waiting_[i]->id(), waiting_[i]->prompt_tokens()});
-  }
   return PlanStep(running, waiting, limits_);
 }
 
-void EngineLoop::AdmitNext() {
-  std::unique_ptr<Sequence> sequence = std::move(waiting_.front());
-  waiting_.pop_front();
+std::vector<WaitingPrompt> EngineLoop::Candidates() {
+  const int64_t slots = limits_.max_slots - static_cast<int64_t>(running_.size());
+  std::vector<Sequence*> ahead;  // reading their prompts, or about to
+  for (const auto& sequence : running_) {
+    if (!sequence->prefilled()) ahead.push_back(sequence.get());
+  }
+  std::vector<WaitingPrompt> candidates;
+  for (const auto& sequence : waiting_) {
+    if (static_cast<int64_t>(candidates.size()) >= slots) break;
+    if (!prefix_reuse_.MayStart(sequence.get(), ahead)) continue;
+    candidates.push_back(sequence->waiting_view());
+    ahead.push_back(sequence.get());
+  }
+  // Only now: one that came later may have asked an earlier one to pause.
+  for (size_t i = 0; i < candidates.size(); ++i) {
+    candidates[i].next_cut = ahead[ahead.size() - candidates.size() + i]->schedule_view().next_cut;
+  }
+  return candidates;
+}
+
+void EngineLoop::Admit(uint64_t id) {
+  const auto it = std::find_if(waiting_.begin(), waiting_.end(),
+                               [id](const auto& sequence) { return sequence->id() == id; });
+  std::unique_ptr<Sequence> sequence = std::move(*it);
+  waiting_.erase(it);
   mailbox_->LeftQueue(sequence->prompt_tokens());
   absl::StatusOr<std::optional<int32_t>> slot = executor_->AcquireSlot();
   if (slot.ok() && !slot->has_value()) slot = absl::InternalError("no free slot");
@@ -104,7 +124,28 @@ void EngineLoop::AdmitNext() {
     return;
   }
   sequence->Admit(**slot, Clock::now());
-  running_.push_back(std::move(sequence));
+  prefix_reuse_.Start(sequence.get());
+  const absl::StatusOr<std::optional<Ending>> started = StartPrompt(sequence.get());
+  if (!started.ok()) {
+    End(std::move(sequence), InternalEnding(started.status()));
+    OnFailure(started.status());
+  } else if (started->has_value()) {
+    End(std::move(sequence), **started);
+  } else {
+    const auto place = std::upper_bound(running_.begin(), running_.end(), id,
+                                        [](uint64_t a, const auto& b) { return a < b->id(); });
+    running_.insert(place, std::move(sequence));
+  }
+}
+
+absl::StatusOr<std::optional<Ending>> EngineLoop::StartPrompt(Sequence* sequence) {
+  const std::shared_ptr<const StateImage> image = std::move(sequence->prefix().image);
+  if (image == nullptr) return std::nullopt;
+  if (absl::Status s = executor_->RestoreSlot(sequence->slot(), image->state()); !s.ok()) return s;
+  sequence->SkipTo(image->position);
+  if (!sequence->prefilled()) return std::nullopt;
+  logits_.assign(image->logits.begin(), image->logits.end());
+  return TakeLogits(sequence, absl::MakeSpan(logits_));
 }
 
 void EngineLoop::Batch::Clear() {
@@ -112,7 +153,6 @@ void EngineLoop::Batch::Clear() {
   sequences.clear();
   tokens.clear();
   logit_rows.clear();
-  logit_sequences.clear();
   decode_rows = 0;
 }
 
@@ -124,7 +164,6 @@ void EngineLoop::Batch::Add(Sequence* sequence, int64_t count) {
   tokens.insert(tokens.end(), input.begin(), input.end());
   if (sequence->position() + count >= sequence->prompt_tokens()) {
     logit_rows.push_back(row + count - 1);
-    logit_sequences.push_back(sequence);
   }
 }
 
@@ -149,21 +188,39 @@ absl::Status EngineLoop::RunBatch() {
 }
 
 void EngineLoop::TakeResults() {
-  for (size_t i = 0; i < batch_.spans.size(); ++i) {
-    batch_.sequences[i]->Advance(batch_.spans[i].length);
-  }
   const size_t vocab = static_cast<size_t>(executor_->vocab_size());
-  for (size_t i = 0; i < batch_.logit_sequences.size(); ++i) {
-    Sequence* sequence = batch_.logit_sequences[i];
-    const absl::Span<float> row = absl::MakeSpan(logits_).subspan(i * vocab, vocab);
-    std::optional<Ending> ending = sequence->TakeLogits(row, &sampler_, Clock::now());
-    if (!ending.has_value()) continue;
-    const auto it = std::find_if(running_.begin(), running_.end(),
-                                 [sequence](const auto& other) { return other.get() == sequence; });
-    std::unique_ptr<Sequence> ended = std::move(*it);
-    running_.erase(it);
-    End(std::move(ended), *ending);
+  size_t logit_row = 0;
+  std::vector<std::pair<Sequence*, Ending>> ended;
+  for (size_t i = 0; i < batch_.spans.size(); ++i) {
+    Sequence* sequence = batch_.sequences[i];
+    const bool prefilling = !sequence->prefilled();
+    sequence->Advance(batch_.spans[i].length);
+    absl::Span<float> logits;
+    if (sequence->prefilled()) {
+      logits = absl::MakeSpan(logits_).subspan(logit_row++ * vocab, vocab);
+    }
+    if (prefilling) {
+      // A copy that fails is a state less to start from; nothing of this request is lost.
+      prefix_reuse_.Capture(sequence, logits, executor_).IgnoreError();
+    }
+    if (logits.empty()) continue;
+    if (std::optional<Ending> ending = TakeLogits(sequence, logits)) {
+      ended.emplace_back(sequence, *std::move(ending));
+    }
   }
+  for (auto& [sequence, ending] : ended) End(TakeRunning(sequence), ending);
+}
+
+std::optional<Ending> EngineLoop::TakeLogits(Sequence* sequence, absl::Span<float> logits) {
+  return sequence->TakeLogits(logits, &sampler_, Clock::now());
+}
+
+std::unique_ptr<Sequence> EngineLoop::TakeRunning(const Sequence* sequence) {
+  const auto it = std::find_if(running_.begin(), running_.end(),
+                               [sequence](const auto& other) { return other.get() == sequence; });
+  std::unique_ptr<Sequence> taken = std::move(*it);
+  running_.erase(it);
+  return taken;
 }
 
 void EngineLoop::EndCancelled() {
@@ -234,6 +291,7 @@ Sequence* EngineLoop::FindRunning(uint64_t id) const {
 
 void EngineLoop::PublishRunning() {
   mailbox_->SetRunning(static_cast<int64_t>(running_.size()), executor_->slots_used());
+  mailbox_->SetPrefixCache(prefix_reuse_.stats());
 }
 
 }  // namespace osdn

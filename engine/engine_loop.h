@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -16,6 +17,7 @@
 #include "engine/engine_stats.h"
 #include "engine/generation.h"
 #include "engine/mailbox.h"
+#include "engine/prefix_reuse.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
@@ -39,6 +41,7 @@ class EngineLoop {
     SchedulerLimits limits{};
     Mailbox::Limits queue{};
     size_t stream_capacity = 256;  // events a reader may lag behind before its sequence sits out
+    PrefixReuse::Options prefix_cache{};
   };
 
   // `executor` outlives the loop.
@@ -64,8 +67,7 @@ class EngineLoop {
     std::vector<kernels::SequenceSpan> spans;
     std::vector<Sequence*> sequences;  // of each span
     std::vector<int32_t> tokens;
-    std::vector<int64_t> logit_rows;
-    std::vector<Sequence*> logit_sequences;  // of each row of logits
+    std::vector<int64_t> logit_rows;  // the last row of each span that ends its input, in order
     int64_t decode_rows = 0;
 
     void Clear();
@@ -75,11 +77,18 @@ class EngineLoop {
   void Run();
   // Plans and runs one step; false when there is nothing to do.
   bool Step();
-  StepPlan Plan() const;
-  void AdmitNext();
+  StepPlan Plan();
+  // Those of the queue that may start now, in order, as the planner wants them.
+  std::vector<WaitingPrompt> Candidates();
+  void Admit(uint64_t id);
+  // Fills the sequence's new slot with what its prompt starts from. The ending if that was all.
+  absl::StatusOr<std::optional<Ending>> StartPrompt(Sequence* sequence);
   void BuildBatch(const StepPlan& plan);
   absl::Status RunBatch();
   void TakeResults();
+  // Samples the sequence's next token; the ending if it was the last.
+  std::optional<Ending> TakeLogits(Sequence* sequence, absl::Span<float> logits);
+  std::unique_ptr<Sequence> TakeRunning(const Sequence* sequence);
   void EndCancelled();
   // Frees the sequence's slot, if it has one, and tells the reader.
   void End(std::unique_ptr<Sequence> sequence, const Ending& ending);
@@ -99,6 +108,7 @@ class EngineLoop {
   SchedulerLimits limits_;  // max_slots shrinks when a slot is lost
   std::deque<std::unique_ptr<Sequence>> waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;  // in order of arrival
+  PrefixReuse prefix_reuse_;
   Sampler sampler_;
   Batch batch_;
   std::vector<float> logits_;

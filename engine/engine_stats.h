@@ -6,6 +6,16 @@
 
 namespace osdn {
 
+// Counters since the start, and what the prefix cache holds now.
+struct PrefixCacheStats {
+  int64_t queries = 0;  // prompts that asked
+  int64_t hits = 0;     // of them, those that found a part
+  int64_t cached_tokens = 0;
+  int64_t evictions = 0;
+  int64_t images = 0;
+  int64_t bytes = 0;
+};
+
 // A request counts as queued until it has a slot, then as running until it ends; by the time its
 // GenerationFinished can be read it counts nowhere.
 struct EngineStats {
@@ -13,6 +23,7 @@ struct EngineStats {
   int64_t queued = 0;
   int64_t queued_tokens = 0;  // prompt tokens of the queued
   int64_t slots_used = 0;
+  PrefixCacheStats prefix_cache{};
 };
 
 }  // namespace osdn

@@ -80,6 +80,11 @@ std::vector<FieldViolation> ValidateGeneration(const GenerationRequest& request,
                                                               " ids: at most ", kMaxStopTokenIds)});
   }
   CheckIds("stop.stop_token_ids", request.stop_token_ids, limits.vocab_size, &violations);
+  const auto salt_bytes = static_cast<int64_t>(request.cache.salt.size());
+  if (salt_bytes > kMaxCacheSaltBytes) {
+    violations.push_back(
+        {"cache.salt", absl::StrCat(salt_bytes, " bytes: at most ", kMaxCacheSaltBytes)});
+  }
   return violations;
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "engine/prefix_reuse.h"
 #include "engine/sampler.h"
 
 namespace osdn {
@@ -16,6 +17,7 @@ namespace osdn {
 inline constexpr int64_t kMaxStopStrings = 16;
 inline constexpr int64_t kMaxStopStringBytes = 256;
 inline constexpr int64_t kMaxStopTokenIds = 64;
+inline constexpr int64_t kMaxCacheSaltBytes = 256;
 
 struct GenerationRequest {
   std::vector<int32_t> prompt{};  // token ids, not empty, all in the vocabulary
@@ -27,6 +29,7 @@ struct GenerationRequest {
   std::vector<std::string> stop_strings{};  // at most 16 of 1 to 256 bytes; need a tokenizer
   std::vector<int32_t> stop_token_ids{};
   bool want_prefill_progress = false;
+  PrefixCacheParams cache{};
 };
 
 // What an engine can serve, as far as requests must keep to it.

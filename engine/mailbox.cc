@@ -97,6 +97,11 @@ void Mailbox::SetRunning(int64_t running, int64_t slots_used) {
   stats_.slots_used = slots_used;
 }
 
+void Mailbox::SetPrefixCache(const PrefixCacheStats& stats) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  stats_.prefix_cache = stats;
+}
+
 void Mailbox::Done() {
   std::lock_guard<std::mutex> lock(mutex_);
   if (--open_ == 0) all_done_.notify_all();

@@ -57,6 +57,7 @@ class Mailbox {
   // A request of so many prompt tokens left the queue.
   void LeftQueue(int64_t prompt_tokens);
   void SetRunning(int64_t running, int64_t slots_used);
+  void SetPrefixCache(const PrefixCacheStats& stats);
   // A request's GenerationFinished is pushed.
   void Done();
 

@@ -30,7 +30,26 @@ RunningSequence Sequence::schedule_view() const {
   return {.id = id_,
           .position = position_,
           .prompt_remaining = std::max<int64_t>(prompt_tokens() - position_, 0),
-          .stalled = stream_->full()};
+          .next_cut = prefix_.cuts.empty() ? 0 : prefix_.cuts.front(),
+          .stalled = stalled()};
+}
+
+WaitingPrompt Sequence::waiting_view() const {
+  const int64_t start = prefix_.image != nullptr ? prefix_.image->position : position_;
+  return {.id = id_,
+          .prompt_tokens = prompt_tokens() - start,
+          .position = start,
+          .next_cut = prefix_.cuts.empty() ? 0 : prefix_.cuts.front()};
+}
+
+void Sequence::AddCut(int64_t position) {
+  const auto place = std::lower_bound(prefix_.cuts.begin(), prefix_.cuts.end(), position);
+  if (place == prefix_.cuts.end() || *place != position) prefix_.cuts.insert(place, position);
+}
+
+void Sequence::SkipTo(int64_t position) {
+  position_ = position;
+  cached_tokens_ = position;
 }
 
 void Sequence::Admit(int32_t slot, Clock::time_point now) {
@@ -121,6 +140,7 @@ void Sequence::Finish(const Ending& ending, Clock::time_point now) {
   finished.reason = ending.reason;
   finished.status = ending.status;
   finished.prompt_tokens = prompt_tokens();
+  finished.cached_tokens = cached_tokens_;
   finished.completion_tokens = completion_tokens_;
   finished.timings = Timings(now);
   stream_->Push(std::move(finished));

@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "engine/generation.h"
+#include "engine/prefix_reuse.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/text_stream.h"
@@ -52,10 +53,24 @@ class Sequence {
   int32_t slot() const { return slot_; }
   int64_t position() const { return position_; }
   int64_t prompt_tokens() const { return static_cast<int64_t>(request_.prompt.size()); }
+  absl::Span<const int32_t> prompt() const { return request_.prompt; }
   bool cancelled() const { return stream_->cancelled(); }
+  // Its reader is slow: it takes no part until that one caught up.
+  bool stalled() const { return stream_->full(); }
   RunningSequence schedule_view() const;
+  WaitingPrompt waiting_view() const;
+
+  // Its prompt's states may be shared with other requests.
+  bool cacheable() const { return !request_.cache.skip; }
+  const PrefixCacheParams& cache_params() const { return request_.cache; }
+  PrefixPlan& prefix() { return prefix_; }
+  const PrefixPlan& prefix() const { return prefix_; }
+  // Prefill pauses at `position` of the prompt.
+  void AddCut(int64_t position);
 
   void Admit(int32_t slot, Clock::time_point now);
+  // The slot holds the state after the first `position` tokens of the prompt.
+  void SkipTo(int64_t position);
   // The next `count` input tokens: of the prompt, or the one sampled last.
   absl::Span<const int32_t> InputTokens(int64_t count) const;
   // `count` input tokens are in the state now. Tells progress where asked for.
@@ -80,7 +95,9 @@ class Sequence {
   std::optional<TextStream> text_;  // none without a tokenizer
   uint64_t id_ = 0;
   int32_t slot_ = -1;
-  int64_t position_ = 0;           // tokens in the state
+  int64_t position_ = 0;       // tokens in the state
+  int64_t cached_tokens_ = 0;  // of them, not computed for this request
+  PrefixPlan prefix_;
   int64_t completion_tokens_ = 0;  // sampled, stop token included
   int32_t last_token_ = -1;
   Clock::time_point submitted_;

@@ -62,6 +62,13 @@ std::vector<OptionSpec> MakeTable() {
       {"--max-queued-tokens", "scheduler.max_queued_tokens", "N",
        "prompt tokens of all waiting requests together, so also the longest prompt",
        IntOption{&O::max_queued_tokens, 1, kMaxTokens}},
+      {"--prefix-cache-bytes", "prefix_cache.max_bytes", "BYTES",
+       "host memory for states of prompts that were read, so that what begins alike is not read "
+       "again; 0 is off",
+       IntOption{&O::prefix_cache_bytes, 0, int64_t{1} << 50}},
+      {"--prefix-cache-interval", "prefix_cache.interval", "N",
+       "a state is kept every so many tokens of a long prompt; a multiple of 64",
+       IntOption{&O::prefix_cache_interval, kernels::kChunk, 1 << 20}},
       {"--max-tokens-default", "generation.max_tokens_default", "N",
        "stop.max_tokens of a request that does not set it",
        IntOption{&O::max_tokens_default, 1, kMaxTokens}},
@@ -202,6 +209,10 @@ absl::Status CheckOptions(const ServerOptions& options) {
   if (options.max_tokens_default > options.max_tokens_limit) {
     problems.push_back(absl::StrCat("--max-tokens-default: ", options.max_tokens_default,
                                     " is more than --max-tokens-limit ", options.max_tokens_limit));
+  }
+  if (options.prefix_cache_interval % kernels::kChunk != 0) {
+    problems.push_back(absl::StrCat("--prefix-cache-interval: ", options.prefix_cache_interval,
+                                    " is not a multiple of ", kernels::kChunk));
   }
   if (problems.empty()) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrJoin(problems, "\n"));

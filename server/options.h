@@ -30,6 +30,8 @@ struct ServerOptions {
   int64_t max_prefill_tokens = 256;
   int64_t max_queued_requests = 256;
   int64_t max_queued_tokens = 1 << 20;
+  int64_t prefix_cache_bytes = int64_t{256} << 20;
+  int64_t prefix_cache_interval = 512;
   int64_t max_tokens_default = 256;
   int64_t max_tokens_limit = 32768;
   absl::Duration drain_propagation = absl::Seconds(5);

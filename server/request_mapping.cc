@@ -27,6 +27,8 @@ class RequestReader {
     ReadSampling(request_.sampling());
     ReadPrompt(request_.prompt());
     result_.want_prefill_progress = request_.output().prefill_progress();
+    result_.cache.salt = request_.cache().salt();
+    result_.cache.skip = request_.cache().skip();
     return std::move(result_);
   }
 
@@ -75,10 +77,15 @@ class RequestReader {
     for (const v1::Message& message : messages.messages()) {
       chat.push_back({message.role(), message.content()});
     }
+    std::vector<int64_t> ends;
     absl::StatusOr<std::vector<int32_t>> ids =
-        RenderChat(*config.chat, *context_.tokenizer, config.bos_id, chat);
+        RenderChat(*config.chat, *context_.tokenizer, config.bos_id, chat, &ends);
     if (!ids.ok()) return Add("prompt.messages", ids.status().message());
     result_.prompt = *std::move(ids);
+    // What other requests are likeliest to begin with: the first message, often a system prompt,
+    // and everything before the newest one.
+    result_.cache.borders = {ends.front()};
+    if (ends.size() > 2) result_.cache.borders.push_back(ends[ends.size() - 2]);
 
     absl::StatusOr<std::vector<int32_t>> stop = ChatStopIds(*config.chat, *context_.tokenizer);
     if (!stop.ok()) return Add("prompt.messages", stop.status().message());

@@ -48,6 +48,8 @@ EngineOptions ToEngineOptions(const ServerOptions& options) {
   engine.max_prefill_tokens = options.max_prefill_tokens;
   engine.max_queued_requests = options.max_queued_requests;
   engine.max_queued_tokens = options.max_queued_tokens;
+  engine.prefix_cache_bytes = static_cast<size_t>(options.prefix_cache_bytes);
+  engine.prefix_cache_interval = options.prefix_cache_interval;
   engine.verify_checksums = options.verify_checksums;
   return engine;
 }

@@ -59,6 +59,10 @@ class ScriptedExecutor final : public StepExecutor {
     std::lock_guard<std::mutex> lock(mutex_);
     return forwards_;
   }
+  int64_t tokens_computed() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return tokens_computed_;
+  }
   int64_t max_sequences() const {
     std::lock_guard<std::mutex> lock(mutex_);
     return max_sequences_;
@@ -165,6 +169,7 @@ class ScriptedExecutor final : public StepExecutor {
     if (row != batch.rows || row != static_cast<int64_t>(tokens.size())) Problem("rows");
     if (logits.size() != logit_rows.size() * static_cast<size_t>(vocab_)) Problem("logits size");
     std::lock_guard<std::mutex> lock(mutex_);
+    tokens_computed_ += batch.rows;
     max_sequences_ = std::max(max_sequences_, static_cast<int64_t>(batch.spans.size()));
   }
 
@@ -185,6 +190,7 @@ class ScriptedExecutor final : public StepExecutor {
   int failing_forwards_ = 0;
   int failing_releases_ = 0;
   int64_t forwards_ = 0;
+  int64_t tokens_computed_ = 0;
   int64_t max_sequences_ = 0;
   std::vector<std::string> problems_;
 };
