@@ -86,6 +86,10 @@ struct ModelConfig {
 // key, value and range, FAILED_PRECONDITION for a newer format version. Unknown keys are errors.
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& model_dir);
 
+// A shape without weights (models/configs): `name`, `architecture` and `osdn` of a model.yaml, with
+// the same keys, defaults and errors. The rest of the result is at its defaults.
+absl::StatusOr<ModelConfig> LoadArchitectureFile(const std::string& path);
+
 // The text of model.yaml; LoadModelConfig reads it back to the same values.
 std::string ModelConfigToYaml(const ModelConfig& config);
 

@@ -326,6 +326,23 @@ absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& model_dir) {
   return config;
 }
 
+absl::StatusOr<ModelConfig> LoadArchitectureFile(const std::string& path) {
+  absl::StatusOr<std::string> text = internal::ReadTextFile(path);
+  if (!text.ok()) return text.status();
+  ModelConfig config;
+  const auto read = [&](const YAML::Node& node, Errors* errors) {
+    YamlMap root(node, "", errors);
+    root.Read("name", Presence::kRequired, &config.name);
+    ReadArchitecture(&root, &config.arch);
+    root.RejectUnknownKeys();
+    if (absl::Status s = ValidateArchitecture(config.arch); !s.ok()) {
+      errors->push_back(std::string(s.message()));
+    }
+  };
+  if (absl::Status s = internal::ReadYaml(path, *text, read); !s.ok()) return s;
+  return config;
+}
+
 std::string ModelConfigToYaml(const ModelConfig& config) {
   YAML::Emitter out;
   MapWriter map(&out);

@@ -18,6 +18,7 @@ using Action = std::function<absl::Status()>;
 
 void AddConvertCommand(CLI::App& app, Action* action);
 void AddQuantizeCommand(CLI::App& app, Action* action);
+void AddSynthCommand(CLI::App& app, Action* action);
 void AddInspectCommand(CLI::App& app, Action* action);
 void AddScoreCommand(CLI::App& app, Action* action);
 void AddGenerateCommand(CLI::App& app, Action* action);

@@ -19,6 +19,7 @@ int Run(int argc, char** argv) {
   osdn::tools::Action action;
   osdn::tools::AddConvertCommand(app, &action);
   osdn::tools::AddQuantizeCommand(app, &action);
+  osdn::tools::AddSynthCommand(app, &action);
   osdn::tools::AddInspectCommand(app, &action);
   osdn::tools::AddScoreCommand(app, &action);
   osdn::tools::AddGenerateCommand(app, &action);

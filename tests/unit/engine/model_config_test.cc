@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "engine/tensor_specs.h"
 #include "tests/unit/engine/test_support.h"
 
 namespace osdn {
@@ -153,6 +154,39 @@ TEST(ModelConfigTest, QuantizedDTypesNeedVersionTwo) {
     ASSERT_TRUE(got.ok()) << got.status();
     EXPECT_EQ(got->dtype, dtype);
   }
+}
+
+TEST(ModelConfigTest, ReferenceSizes) {
+  struct Size {
+    const char* name;
+    int64_t least, most;  // parameters
+  };
+  for (const Size& size :
+       {Size{"osdn-100m", 95'000'000, 115'000'000}, Size{"osdn-340m", 330'000'000, 350'000'000},
+        Size{"osdn-1.3b", 1'250'000'000, 1'350'000'000}}) {
+    const auto config =
+        LoadArchitectureFile(absl::StrCat(OSDN_MODELS_DIR, "/configs/", size.name, ".yaml"));
+    ASSERT_TRUE(config.ok()) << config.status();
+    EXPECT_EQ(config->name, size.name);
+    int64_t parameters = 0;
+    for (const TensorSpec& spec : TensorSpecs(config->arch)) {
+      parameters += StoredBytes(spec, kernels::DType::kF32) / 4;
+    }
+    EXPECT_GE(parameters, size.least) << size.name;
+    EXPECT_LE(parameters, size.most) << size.name;
+  }
+}
+
+TEST(ModelConfigTest, ArchitectureFileErrorsAllAtOnce) {
+  const TempDir dir;
+  const std::string path = dir.File("shape.yaml");
+  WriteFile(path, "name: x\ndtype: f32\narchitecture: {type: osdn, hidden_size: 0}\n");
+  const auto config = LoadArchitectureFile(path);
+  EXPECT_THAT(
+      std::string(config.status().message()),
+      AllOf(HasSubstr(path), HasSubstr("dtype: unknown key"), HasSubstr("architecture.vocab_size"),
+            HasSubstr("hidden_size: 0"), HasSubstr("osdn")));
+  EXPECT_EQ(LoadArchitectureFile(dir.File("no")).status().code(), absl::StatusCode::kNotFound);
 }
 
 TEST(ModelConfigTest, NewerFormatIsAPrecondition) {

@@ -49,12 +49,28 @@ class CliTest : public testing::Test {
 };
 
 TEST_F(CliTest, UsageErrorsExitWithTwo) {
-  for (const char* arguments :
-       {"", "nonsense", "convert", "convert a", "convert a b --dtype int3", "quantize a b",
-        "quantize a --dtype int8", "quantize a b --dtype int2", "inspect", "score",
-        "score --model a --ids-file b --logits-out c --step 0", "generate", "generate --prompt x",
-        "generate --address a --model b", "generate --address a --prompt b --ids 1", "chat",
-        "health", "inspect a --no-such-flag", "convert a b c"}) {
+  for (const char* arguments : {"",
+                                "nonsense",
+                                "convert",
+                                "convert a",
+                                "convert a b --dtype int3",
+                                "quantize a b",
+                                "quantize a --dtype int8",
+                                "quantize a b --dtype int2",
+                                "synth",
+                                "synth a",
+                                "synth a --config b --dtype int2",
+                                "inspect",
+                                "score",
+                                "score --model a --ids-file b --logits-out c --step 0",
+                                "generate",
+                                "generate --prompt x",
+                                "generate --address a --model b",
+                                "generate --address a --prompt b --ids 1",
+                                "chat",
+                                "health",
+                                "inspect a --no-such-flag",
+                                "convert a b c"}) {
     const Outcome outcome = Run(arguments);
     EXPECT_EQ(outcome.code, 2) << arguments;
     EXPECT_FALSE(outcome.err.empty()) << arguments;
@@ -65,7 +81,7 @@ TEST_F(CliTest, HelpAndVersion) {
   EXPECT_EQ(Run("--version").code, 0);
   EXPECT_THAT(Run("--version").out, HasSubstr("osdn-tools "));
   for (const char* command :
-       {"convert", "quantize", "inspect", "score", "generate", "chat", "health"}) {
+       {"convert", "quantize", "synth", "inspect", "score", "generate", "chat", "health"}) {
     EXPECT_EQ(Run(std::string(command) + " --help").code, 0) << command;
     EXPECT_THAT(Run("--help").out, HasSubstr(command));
   }
@@ -125,6 +141,24 @@ TEST_F(CliTest, Quantize) {
   EXPECT_EQ(absent.code, 1);
   EXPECT_THAT(absent.err, HasSubstr(dir_ / "no"));
   EXPECT_FALSE(std::filesystem::exists(dir_ / "x"));
+}
+
+TEST_F(CliTest, Synth) {
+  WriteText(
+      dir_ / "shape.yaml",
+      "name: tiny\narchitecture: {type: osdn, vocab_size: 50, hidden_size: 32, num_layers: 1, "
+      "num_heads: 2, key_dim: 8, value_dim: 8, intermediate_size: 40}\nosdn: {eta: 0.1}\n");
+  const std::string synth = "synth --config " + (dir_ / "shape.yaml") + " --dtype int4 ";
+  const Outcome good = Run(synth + (dir_ / "made"));
+  ASSERT_EQ(good.code, 0) << good.err;
+  const Outcome inspect = Run("inspect " + (dir_ / "made") + " --json --verify");
+  EXPECT_EQ(nlohmann::json::parse(inspect.out)["dtype"], "int4");
+  const Outcome again = Run(synth + (dir_ / "made"));
+  EXPECT_EQ(again.code, 1);
+  EXPECT_THAT(again.err, HasSubstr("--overwrite"));
+  const Outcome absent = Run("synth --config " + (dir_ / "no.yaml") + " " + (dir_ / "x"));
+  EXPECT_EQ(absent.code, 1);
+  EXPECT_THAT(absent.err, HasSubstr("no.yaml"));
 }
 
 TEST_F(CliTest, GenerateInThisProcess) {
