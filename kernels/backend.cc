@@ -10,8 +10,9 @@
 namespace osdn::kernels {
 namespace {
 
-absl::StatusOr<BackendChoice> ChooseCpu(int threads, std::string reason) {
-  absl::StatusOr<std::unique_ptr<Backend>> backend = CreateCpuBackend(threads);
+absl::StatusOr<BackendChoice> ChooseCpu(const BackendOptions& options, std::string reason) {
+  absl::StatusOr<std::unique_ptr<Backend>> backend =
+      CreateCpuBackend(options.threads, options.cpu_isa);
   if (!backend.ok()) return backend.status();
   return BackendChoice{*std::move(backend), std::move(reason)};
 }
@@ -29,7 +30,7 @@ absl::StatusOr<BackendChoice> CreateBackend(const BackendOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("threads: got ", options.threads, ", want >= 0 (0 = one a physical core)"));
   }
-  if (options.name == "cpu") return ChooseCpu(options.threads, "cpu, as configured");
+  if (options.name == "cpu") return ChooseCpu(options, "cpu, as configured");
   if (options.name == "cuda") return ChooseCuda(options.module_dir, "cuda, as configured");
   if (options.name == "reference") {
     return BackendChoice{CreateReferenceBackend(), "reference, as configured (slow, for tests)"};
@@ -37,8 +38,7 @@ absl::StatusOr<BackendChoice> CreateBackend(const BackendOptions& options) {
   if (options.name == "auto") {
     absl::StatusOr<BackendChoice> cuda = ChooseCuda(options.module_dir, "cuda, chosen by auto");
     if (cuda.ok()) return cuda;
-    return ChooseCpu(options.threads,
-                     absl::StrCat("cpu, chosen by auto: ", cuda.status().message()));
+    return ChooseCpu(options, absl::StrCat("cpu, chosen by auto: ", cuda.status().message()));
   }
   return absl::InvalidArgumentError(
       absl::StrCat("backend \"", options.name, "\" is unknown, want auto, cpu, cuda or reference"));

@@ -99,6 +99,9 @@ struct BackendOptions {
   std::string name = "auto";
   // Worker threads of the cpu backend; 0 = one a physical core this process may use.
   int threads = 0;
+  // Instruction set of the cpu backend: auto (the best this CPU has) or a lower one, to compare or
+  // to have the same bits on different machines: amx, avx512_bf16, avx512, avx2, neon, baseline.
+  std::string cpu_isa = "auto";
   // Folder searched for backend modules (libosdn_cuda.so); empty = beside the executable, then
   // ../lib.
   std::string module_dir;

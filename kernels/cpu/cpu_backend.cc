@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/elementwise.h"
+#include "kernels/cpu/isa.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/memory.h"
 #include "kernels/cpu/mixer.h"
@@ -24,13 +25,14 @@ constexpr int64_t kExpCost = 24;
 
 class CpuBackend : public Backend {
  public:
-  CpuBackend(const Threads& threads, std::unique_ptr<cpu::Gemm> gemm)
-      : threads_(threads), linear_(threads, std::move(gemm)), scratch_(threads.count()) {}
+  CpuBackend(const Threads& threads, cpu::Isa isa)
+      : threads_(threads), isa_(isa), linear_(threads, isa), scratch_(threads.count()) {}
 
   std::string_view name() const override { return "cpu"; }
   std::string Describe() const override {
-    return absl::StrCat("cpu: ", cpu::SimdTargetName(), " via Highway, ", linear_.gemm().Describe(),
-                        ", ", threads_.count(), threads_.count() == 1 ? " thread" : " threads");
+    return absl::StrCat("cpu: ", std::string(cpu::IsaName(isa_)), " (", cpu::SimdTargetName(),
+                        " via Highway), ", threads_.count(),
+                        threads_.count() == 1 ? " thread" : " threads");
   }
 
   absl::StatusOr<Buffer> Allocate(size_t bytes) override { return cpu::AllocateZeroed(bytes); }
@@ -56,7 +58,7 @@ class CpuBackend : public Backend {
   }
 
   absl::Status Embed(const LinearWeight& table, const EmbeddingArgs& args) override {
-    linear_.Embed(static_cast<const cpu::CpuLinearWeight&>(table), args);
+    linear_.Embed(static_cast<const cpu::PackedWeight&>(table), args);
     return absl::OkStatus();
   }
 
@@ -115,22 +117,24 @@ class CpuBackend : public Backend {
 
  private:
   Threads threads_;
+  cpu::Isa isa_;
   cpu::LinearOp linear_;
   cpu::ThreadScratch scratch_;
 };
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(int threads) {
+absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(int threads, std::string_view isa) {
   if (threads < 0 || threads > kMaxThreads) {
     return absl::InvalidArgumentError(absl::StrCat("cpu backend: ", threads,
                                                    " threads, wants 1 to ", kMaxThreads,
                                                    ", or 0 for one a physical core"));
   }
+  const absl::StatusOr<cpu::Isa> level = cpu::ParseIsa(isa);
+  if (!level.ok()) return level.status();
+  cpu::SelectSimdTarget(*level);
   const Threads team(threads == 0 ? cpu::UsableCores() : threads);
-  absl::StatusOr<std::unique_ptr<cpu::Gemm>> gemm = cpu::Gemm::Create(team);
-  if (!gemm.ok()) return gemm.status();
-  return std::make_unique<CpuBackend>(team, *std::move(gemm));
+  return std::make_unique<CpuBackend>(team, *level);
 }
 
 }  // namespace osdn::kernels

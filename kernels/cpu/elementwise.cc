@@ -9,6 +9,7 @@
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // After foreach_target.h
 #include "kernels/cpu/simd-inl.h"
+#include "kernels/cpu/small_gemm-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace osdn::kernels::cpu {
@@ -170,6 +171,26 @@ void RoundToBf16Impl(const float* src, int64_t count, uint16_t* dst) {
   std::memcpy(dst + i, rounded, (count - i) * sizeof(uint16_t));
 }
 
+// Loads, interleaves and stores: the bits of a word are never looked at.
+void TransposeWordsImpl(const uint32_t* from, int64_t rows, int64_t columns, int64_t from_row,
+                        uint32_t* to, int64_t to_row) {
+  Transpose(reinterpret_cast<const float*>(from), rows, columns, from_row,
+            reinterpret_cast<float*>(to), to_row);
+}
+
+int32_t SumInt8Impl(const int8_t* values, int64_t count) {
+  const hn::RebindToSigned<DF> di;
+  const hn::Rebind<int8_t, DF> d8;
+  auto sum = hn::Zero(di);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    sum = hn::Add(sum, hn::PromoteTo(di, hn::LoadU(d8, values + i)));
+  }
+  int32_t total = hn::GetLane(hn::SumOfLanes(di, sum));
+  for (; i < count; ++i) total += values[i];
+  return total;
+}
+
 void AddToImpl(const float* src, int64_t count, float* dst) {
   Map2(src, dst, count, dst, [](VF a, VF b) HWY_ATTR { return hn::Add(a, b); });
 }
@@ -190,6 +211,8 @@ HWY_EXPORT(QkPrepareRowsImpl);
 HWY_EXPORT(GateRowsImpl);
 HWY_EXPORT(WidenBf16Impl);
 HWY_EXPORT(RoundToBf16Impl);
+HWY_EXPORT(TransposeWordsImpl);
+HWY_EXPORT(SumInt8Impl);
 HWY_EXPORT(AddToImpl);
 HWY_EXPORT(SimdTargetNameImpl);
 
@@ -213,6 +236,13 @@ void WidenBf16(const uint16_t* src, int64_t count, float* dst) {
 }
 void RoundToBf16(const float* src, int64_t count, uint16_t* dst) {
   HWY_DYNAMIC_DISPATCH(RoundToBf16Impl)(src, count, dst);
+}
+void TransposeWords(const uint32_t* from, int64_t rows, int64_t columns, int64_t from_row,
+                    uint32_t* to, int64_t to_row) {
+  HWY_DYNAMIC_DISPATCH(TransposeWordsImpl)(from, rows, columns, from_row, to, to_row);
+}
+int32_t SumInt8(const int8_t* values, int64_t count) {
+  return HWY_DYNAMIC_DISPATCH(SumInt8Impl)(values, count);
 }
 void AddTo(const float* src, int64_t count, float* dst) {
   HWY_DYNAMIC_DISPATCH(AddToImpl)(src, count, dst);

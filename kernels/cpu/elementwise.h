@@ -23,6 +23,11 @@ void SwiGluElements(const SwiGluArgs& args, int64_t begin, int64_t end);
 void WidenBf16(const uint16_t* src, int64_t count, float* dst);
 void RoundToBf16(const float* src, int64_t count, uint16_t* dst);
 
+// to[c, r] = from[r, c], 32-bit words of any kind.
+void TransposeWords(const uint32_t* from, int64_t rows, int64_t columns, int64_t from_row,
+                    uint32_t* to, int64_t to_row);
+int32_t SumInt8(const int8_t* values, int64_t count);
+
 // dst[i] += src[i]
 void AddTo(const float* src, int64_t count, float* dst);
 

@@ -1,161 +1,118 @@
 #include "kernels/cpu/linear.h"
 
 #include <algorithm>
-#include <cstring>
-
-#include "absl/strings/str_format.h"
-#include "kernels/cpu/elementwise.h"
-#include "kernels/cpu/linear_skinny.h"
-#include "kernels/cpu/pieces.h"
+#include <utility>
 
 namespace osdn::kernels::cpu {
 namespace {
 
-// Outputs of one thread start at a multiple of this, to share no line of y.
-constexpr int64_t kOutGrain = 16;
+// Rows of x that are multiplied at a time, so that they stay in the L2 cache while panels pass.
+constexpr int64_t kRowsBytes = int64_t{1} << 20;
+constexpr int64_t kMinRows = 64;
 
-const CpuLinearWeight& Weight(const LinearJob& job) {
-  return static_cast<const CpuLinearWeight&>(*job.weight);
+const PackedWeight& Weight(const LinearJob& job) {
+  return static_cast<const PackedWeight&>(*job.weight);
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<LinearWeight>> LinearOp::Prepare(const HostTensor& weight) {
-  if (weight.shape.size() != 2 || weight.shape[0] < 1 || weight.shape[1] < 1) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("linear weight: %d dimensions and %d elements, wants a non-empty [out,in]",
-                        weight.shape.size(), weight.elements()));
-  }
-  absl::StatusOr<std::unique_ptr<PackedWeight>> packed = gemm_->Pack(weight);
-  if (!packed.ok()) return packed.status();
-  return std::make_unique<CpuLinearWeight>(weight, *std::move(packed));
+  return PackedWeight::Pack(weight, threads_, &arena_);
 }
 
 absl::Status LinearOp::Run(const LinearArgs& args) {
   if (args.jobs.empty()) return absl::OkStatus();
-  Cut(args.batch);
-  if (!skinny_rows_.empty()) RunSkinny(args);
-  return tiles_.empty() ? absl::OkStatus() : RunTiles(args);
-}
-
-void LinearOp::Cut(const BatchView& batch) {
-  skinny_rows_.clear();
-  tiles_.clear();
-  int64_t scratch_row = 0;
-  for (const SequenceSpan& span : batch.spans) {
-    ForEachPiece(span, [&](const Piece& piece) {
-      const int64_t row = span.row + piece.offset;
-      if (piece.length < kMinTileRows) {
-        for (int64_t i = 0; i < piece.length; ++i) skinny_rows_.push_back(row + i);
-        return;
-      }
-      const int64_t padded = RoundUp(piece.length, kTileRowStep);
-      tiles_.push_back({row, piece.length, padded, scratch_row});
-      scratch_row += padded;
-    });
-  }
-}
-
-// One parallel region for all jobs: their outputs, end to end, are shared out equally.
-void LinearOp::RunSkinny(const LinearArgs& args) const {
-  int64_t outputs = 0;
-  for (const LinearJob& job : args.jobs) outputs += job.weight->out_features();
   const int64_t in = args.jobs[0].weight->in_features();
-  const int64_t work = 2 * outputs * in * static_cast<int64_t>(skinny_rows_.size());
-  threads_.ForShares(outputs, kOutGrain, work, [&](int64_t begin, int64_t end) {
-    int64_t first = 0;  // of this job's outputs, in the whole
-    for (const LinearJob& job : args.jobs) {
-      const int64_t out = job.weight->out_features();
-      const int64_t from = std::max(begin, first) - first;
-      const int64_t to = std::min(end, first + out) - first;
-      first += out;
-      if (from >= to) continue;
-      MultiplySkinny({.weight = Weight(job).data(),
-                      .dtype = job.weight->dtype(),
-                      .out_features = out,
-                      .in_features = in,
-                      .rows = skinny_rows_,
-                      .x = args.x,
-                      .y = job.y,
-                      .accumulate = job.accumulate},
-                     from, to);
-    }
-  });
-}
-
-// Jobs of one group may differ in type; each type's copy of x is made once.
-absl::Status LinearOp::RunTiles(const LinearArgs& args) {
-  for (const DType type : {DType::kF32, DType::kBF16}) {
-    const auto has_type = [type](const LinearJob& job) {
-      return Weight(job).packed().type() == type;
-    };
-    if (std::none_of(args.jobs.begin(), args.jobs.end(), has_type)) continue;
-    if (absl::Status status = ConvertTiles(args, type); !status.ok()) return status;
-    for (const LinearJob& job : args.jobs) {
-      if (!has_type(job)) continue;
-      for (const Tile& tile : tiles_) {
-        if (absl::Status status = RunTile(job, tile); !status.ok()) return status;
-      }
-    }
+  const int64_t step = std::max(kMinRows, kRowsBytes / (in * 2) / kMinRows * kMinRows);
+  for (int64_t first = 0; first < args.batch.rows; first += step) {
+    const int64_t rows = std::min(step, args.batch.rows - first);
+    if (absl::Status status = RunRows(args, first, rows); !status.ok()) return status;
   }
   return absl::OkStatus();
 }
 
-absl::Status LinearOp::ConvertTiles(const LinearArgs& args, DType type) {
-  const int64_t in = args.jobs[0].weight->in_features();
-  const Tile& last = tiles_.back();
-  const int64_t rows = last.scratch_row + last.padded;
-  const size_t row_bytes = RowBytes(type, in);
-  if (absl::Status status = converted_.Reserve(rows * row_bytes); !status.ok()) return status;
-  threads_.For(static_cast<int64_t>(tiles_.size()), rows * in, [&](int64_t index, int) {
-    const Tile& tile = tiles_[index];
-    const float* x = args.x + tile.row * in;
-    char* target = converted_.As<char>() + tile.scratch_row * row_bytes;
-    if (type == DType::kBF16) {
-      RoundToBf16(x, tile.rows * in, reinterpret_cast<uint16_t*>(target));
-    } else {
-      std::memcpy(target, x, tile.rows * row_bytes);
+// One parallel region for the panels of all jobs: each thread takes a run of them, of equal bytes.
+absl::Status LinearOp::RunRows(const LinearArgs& args, int64_t first, int64_t rows) {
+  if (absl::Status status = ListTasks(args, first, rows); !status.ok()) return status;
+  const int64_t bytes = tasks_.back().end_bytes;
+  const auto count = static_cast<int64_t>(tasks_.size());
+  threads_.Each(count, bytes * rows, [&](int64_t share, int64_t shares) {
+    // The tasks whose middle lies in this share.
+    const int64_t begin = bytes * share / shares;
+    const int64_t end = bytes * (share + 1) / shares;
+    int64_t start = 0;
+    for (const Task& task : tasks_) {
+      const int64_t middle = (start + task.end_bytes) / 2;
+      start = task.end_bytes;
+      if (middle >= begin && middle < end) RunTask(task, first, rows);
     }
-    std::memset(target + tile.rows * row_bytes, 0, (tile.padded - tile.rows) * row_bytes);
   });
   return absl::OkStatus();
 }
 
-absl::Status LinearOp::RunTile(const LinearJob& job, const Tile& tile) {
-  const PackedWeight& weight = Weight(job).packed();
-  const int64_t out = weight.out_features();
-  const size_t row_bytes = RowBytes(weight.type(), weight.in_features());
-  const char* x = converted_.As<char>() + tile.scratch_row * row_bytes;
-  float* y = job.y + tile.row * out;
-  if (tile.rows == tile.padded) return gemm_->Multiply(weight, tile.padded, x, y, job.accumulate);
-
-  if (absl::Status status = padded_out_.Reserve(tile.padded * out * sizeof(float)); !status.ok()) {
-    return status;
-  }
-  float* padded = padded_out_.As<float>();
-  if (absl::Status status = gemm_->Multiply(weight, tile.padded, x, padded, false); !status.ok()) {
-    return status;
-  }
-  if (job.accumulate) {
-    AddTo(padded, tile.rows * out, y);
-  } else {
-    std::memcpy(y, padded, tile.rows * out * sizeof(float));
+absl::Status LinearOp::ListTasks(const LinearArgs& args, int64_t first, int64_t rows) {
+  fresh_.clear();
+  tasks_.clear();
+  int64_t bytes = 0;
+  for (const LinearJob& job : args.jobs) {
+    const PackedWeight& weight = Weight(job);
+    absl::StatusOr<PackedRows*> x = PackX(args, first, rows, weight);
+    if (!x.ok()) return x.status();
+    for (int64_t panel = 0; panel < weight.panels(); ++panel) {
+      bytes += weight.panel_bytes(panel);
+      tasks_.push_back({&job, *x, &weight, panel, bytes});
+    }
   }
   return absl::OkStatus();
 }
 
-void LinearOp::Embed(const CpuLinearWeight& table, const EmbeddingArgs& args) const {
+absl::StatusOr<LinearOp::PackedRows*> LinearOp::PackX(const LinearArgs& args, int64_t first,
+                                                      int64_t rows, const PackedWeight& weight) {
+  const RowFormat format = kernels_.For(weight.dtype()).rows;
+  const int64_t padded = weight.padded_inputs();
+  auto found = std::find_if(packed_.begin(), packed_.end(), [&](const auto& candidate) {
+    return candidate->format == format && candidate->padded == padded;
+  });
+  if (found == packed_.end()) {
+    packed_.push_back(std::make_unique<PackedRows>());
+    found = packed_.end() - 1;
+    (*found)->format = format;
+    (*found)->padded = padded;
+  }
+  PackedRows* target = found->get();
+  if (std::find(fresh_.begin(), fresh_.end(), target) != fresh_.end()) return target;
+  const size_t bytes = rows * padded * ElementBytes(format);
+  if (absl::Status status = target->data.Reserve(bytes); !status.ok()) return status;
+  if (absl::Status status = target->scales.Reserve(rows * sizeof(float)); !status.ok()) {
+    return status;
+  }
+  const int64_t in = weight.in_features();
+  threads_.ForShares(rows, 1, rows * in * 4, [&](int64_t begin, int64_t end) {
+    PackRows({format, args.x + first * in, rows, in, padded, target->data.As<void>(),
+              target->scales.As<float>()},
+             begin, end);
+  });
+  fresh_.push_back(target);
+  return target;
+}
+
+void LinearOp::RunTask(const Task& task, int64_t first, int64_t rows) const {
+  PanelProduct product;
+  product.panel = task.weight->panel(task.panel);
+  product.x = task.rows->data.As<void>();
+  product.x_scales = task.rows->scales.As<float>();
+  product.rows = rows;
+  product.y_stride = task.weight->out_features();
+  product.y = task.job->y + first * product.y_stride + task.panel * kPanelOuts;
+  product.accumulate = task.job->accumulate;
+  kernels_.For(task.weight->dtype()).multiply(product);
+}
+
+void LinearOp::Embed(const PackedWeight& table, const EmbeddingArgs& args) const {
   const int64_t dim = table.in_features();
   const auto rows = static_cast<int64_t>(args.ids.size());
-  const size_t row_bytes = RowBytes(table.dtype(), dim);
-  threads_.For(rows, rows * dim, [&](int64_t row, int) {
-    const char* source = static_cast<const char*>(table.data()) + args.ids[row] * row_bytes;
-    float* y = args.y + row * dim;
-    if (table.dtype() == DType::kBF16) {
-      WidenBf16(reinterpret_cast<const uint16_t*>(source), dim, y);
-    } else {
-      std::memcpy(y, source, row_bytes);
-    }
+  threads_.For(rows, rows * dim, [&](int64_t row, int /*thread*/) {
+    table.ReadRow(args.ids[row], args.y + row * dim);
   });
 }
 

@@ -1,10 +1,10 @@
-// The one team of OpenMP threads that our kernels and oneDNN share.
+// A team of threads that shares out the loops of one backend, and how many cores there are for it.
 #ifndef OSDN_KERNELS_CPU_THREADS_H_
 #define OSDN_KERNELS_CPU_THREADS_H_
 
-#include <omp.h>
-
+#include <atomic>
 #include <cstdint>
+#include <memory>
 
 #include "kernels/cpu/sizes.h"
 
@@ -14,12 +14,12 @@ namespace osdn::kernels::cpu {
 // not more than the cgroup's CPU quota. At least 1.
 int UsableCores();
 
-// How many threads to use. A region runs either on all of them or on the caller alone: libgomp ends
-// and restarts threads when the team size changes. Which of the two depends on sizes only and never
-// changes results.
+// Regions are microseconds long and follow each other closely while a step runs: between them the
+// workers keep looking for the next for a millisecond, then sleep, so that an idle server burns
+// nothing. Used by one thread at a time; copies share the workers, which end with the last copy.
 class Threads {
  public:
-  explicit Threads(int count) : count_(count) {}
+  explicit Threads(int count);
 
   int count() const { return count_; }
 
@@ -31,8 +31,10 @@ class Threads {
       for (int64_t i = 0; i < tasks; ++i) task(i, 0);
       return;
     }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(count_)
-    for (int64_t i = 0; i < tasks; ++i) task(i, omp_get_thread_num());
+    std::atomic<int64_t> next{0};
+    Region([&](int thread) {
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) task(i, thread);
+    });
   }
 
   // Calls task(begin, end) once a thread with equal shares of [0, items), borders at multiples of
@@ -44,39 +46,45 @@ class Threads {
       task(int64_t{0}, items);
       return;
     }
-#pragma omp parallel num_threads(count_)
-    {
-      const int64_t thread = omp_get_thread_num();
-      const int64_t team = omp_get_num_threads();
-      const int64_t begin = Min(items, grains * thread / team * grain);
-      const int64_t end = Min(items, grains * (thread + 1) / team * grain);
+    Region([&](int thread) {
+      const int64_t begin = Min(items, grains * thread / count_ * grain);
+      const int64_t end = Min(items, grains * (thread + 1) / count_ * grain);
       if (begin < end) task(begin, end);
+    });
+  }
+
+  // Calls task(share, shares) once a thread, or once with shares 1 where `items` or `work` are too
+  // few: for callers that divide the work themselves.
+  template <class Task>
+  void Each(int64_t items, int64_t work, const Task& task) const {
+    if (Serial(items, work)) {
+      task(int64_t{0}, int64_t{1});
+      return;
     }
+    Region([&](int thread) { task(int64_t{thread}, int64_t{count_}); });
   }
 
  private:
-  // Below this a fork and join (a few microseconds) costs more than it saves.
+  class Team;
+  using RegionFn = void (*)(const void* context, int thread);
+
+  // Below this a region (a microsecond or two) costs more than it saves.
   static constexpr int64_t kMinParallelWork = int64_t{1} << 17;
 
   bool Serial(int64_t tasks, int64_t work) const {
     return count_ == 1 || tasks < 2 || work < kMinParallelWork;
   }
 
-  int count_;
-};
-
-// While alive, OpenMP regions of the calling thread (oneDNN's) get `threads` threads.
-class ScopedOmpThreads {
- public:
-  explicit ScopedOmpThreads(const Threads& threads) : previous_(omp_get_max_threads()) {
-    omp_set_num_threads(threads.count());
+  // Calls body(thread) on every thread of the team, the caller being thread 0, and waits.
+  template <class Body>
+  void Region(const Body& body) const {
+    Run([](const void* context, int thread) { (*static_cast<const Body*>(context))(thread); },
+        &body);
   }
-  ~ScopedOmpThreads() { omp_set_num_threads(previous_); }
-  ScopedOmpThreads(const ScopedOmpThreads&) = delete;
-  ScopedOmpThreads& operator=(const ScopedOmpThreads&) = delete;
+  void Run(RegionFn function, const void* context) const;
 
- private:
-  int previous_;
+  int count_;
+  std::shared_ptr<Team> team_;
 };
 
 }  // namespace osdn::kernels::cpu

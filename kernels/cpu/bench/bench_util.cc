@@ -121,8 +121,7 @@ double GemmPeak(DType dtype) {
   using dnnl::memory;
   constexpr int64_t kSize = 1024;
   const auto type = dtype == DType::kBF16 ? memory::data_type::bf16 : memory::data_type::f32;
-  const cpu::Threads threads(ThreadCount());
-  const cpu::ScopedOmpThreads scope(threads);
+  omp_set_num_threads(ThreadCount());
   const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
   dnnl::stream stream(engine);
   const memory::desc plain({kSize, kSize}, type, memory::format_tag::ab);

@@ -23,7 +23,7 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 absl::StatusOr<BackendChoice> Create(const std::string& name, const std::string& module_dir = "") {
-  return CreateBackend({.name = name, .threads = 1, .module_dir = module_dir});
+  return CreateBackend({.name = name, .threads = 1, .cpu_isa = "auto", .module_dir = module_dir});
 }
 
 // Folder of a stand-in module (fake_module.cc).
@@ -43,7 +43,8 @@ TEST(CreateBackendTest, UnknownNameListsTheKnownOnes) {
 }
 
 TEST(CreateBackendTest, RefusesNegativeThreads) {
-  const auto choice = CreateBackend({.name = "cpu", .threads = -3, .module_dir = ""});
+  const auto choice =
+      CreateBackend({.name = "cpu", .threads = -3, .cpu_isa = "auto", .module_dir = ""});
   EXPECT_EQ(choice.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(Message(choice), HasSubstr("-3"));
 }

@@ -29,6 +29,8 @@ class BackendOpsTest : public BackendTest {
 
 TEST_P(BackendOpsTest, LinearF32) { Check(LinearOps(DType::kF32, &random())); }
 TEST_P(BackendOpsTest, LinearBf16) { Check(LinearOps(DType::kBF16, &random())); }
+TEST_P(BackendOpsTest, LinearInt8) { Check(LinearOps(DType::kI8, &random())); }
+TEST_P(BackendOpsTest, LinearInt4) { Check(LinearOps(DType::kI4, &random())); }
 TEST_P(BackendOpsTest, RmsNorm) { Check(RmsNormOps(&random())); }
 TEST_P(BackendOpsTest, OutputNorm) { Check(OutputNormOps(&random())); }
 TEST_P(BackendOpsTest, SwiGlu) { Check(SwiGluOps()); }

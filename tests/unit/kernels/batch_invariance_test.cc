@@ -27,6 +27,8 @@ class BatchInvarianceTest : public BackendTest {
 
 TEST_P(BatchInvarianceTest, LinearF32) { Check(LinearOps(DType::kF32, &random())); }
 TEST_P(BatchInvarianceTest, LinearBf16) { Check(LinearOps(DType::kBF16, &random())); }
+TEST_P(BatchInvarianceTest, LinearInt8) { Check(LinearOps(DType::kI8, &random())); }
+TEST_P(BatchInvarianceTest, LinearInt4) { Check(LinearOps(DType::kI4, &random())); }
 TEST_P(BatchInvarianceTest, RmsNorm) { Check(RmsNormOps(&random())); }
 TEST_P(BatchInvarianceTest, OutputNorm) { Check(OutputNormOps(&random())); }
 TEST_P(BatchInvarianceTest, SwiGlu) { Check(SwiGluOps()); }
@@ -42,14 +44,19 @@ INSTANTIATE_TEST_SUITE_P(All, BatchInvarianceTest, ::testing::ValuesIn(TestBacke
 TEST(ThreadInvarianceTest, CpuGivesTheSameBitsForEveryThreadCount) {
   Random random;
   absl::StatusOr<BackendChoice> one =
-      CreateBackend({.name = "cpu", .threads = 1, .module_dir = ""});
+      CreateBackend({.name = "cpu", .threads = 1, .cpu_isa = "auto", .module_dir = ""});
   absl::StatusOr<BackendChoice> three =
-      CreateBackend({.name = "cpu", .threads = 3, .module_dir = ""});
+      CreateBackend({.name = "cpu", .threads = 3, .cpu_isa = "auto", .module_dir = ""});
   ASSERT_TRUE(one.ok()) << one.status();
   ASSERT_TRUE(three.ok()) << three.status();
   const TestBatch batch = MakeBatch(5, {{64, 128}, {2, 63}, {130, 61}}, &random);
-  const OpList lists[] = {LinearOps(DType::kF32, &random), LinearOps(DType::kBF16, &random),
-                          RmsNormOps(&random), ShortConvOps(&random), MixerOps()};
+  const OpList lists[] = {LinearOps(DType::kF32, &random),
+                          LinearOps(DType::kBF16, &random),
+                          LinearOps(DType::kI8, &random),
+                          LinearOps(DType::kI4, &random),
+                          RmsNormOps(&random),
+                          ShortConvOps(&random),
+                          MixerOps()};
   for (const OpList& ops : lists) {
     for (const auto& op : ops) {
       CheckSameBits(one->backend.get(), three->backend.get(), *op, batch, &random);

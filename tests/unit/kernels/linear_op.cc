@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <utility>
@@ -19,20 +20,85 @@ struct JobShape {
   bool accumulate = false;
 };
 
+// A random weight of any type, as a file would hold it, and the values it stands for.
+class HostWeight {
+ public:
+  HostWeight(DType dtype, int64_t out_features, int64_t in_features, Random* random)
+      : dtype_(dtype), out_(out_features), in_(in_features), values_(random->Normals(out_ * in_)) {
+    if (dtype == DType::kBF16) RoundToHalves();
+    if (dtype == DType::kI8) Quantize8();
+    if (dtype == DType::kI4) Quantize4();
+  }
+
+  const std::vector<float>& values() const { return values_; }
+  HostTensor tensor() const {
+    HostTensor tensor{values_.data(), dtype_, {out_, in_}};
+    if (dtype_ == DType::kBF16) tensor.data = halves_.data();
+    if (IsQuantized(dtype_)) tensor.data = bytes_.data();
+    if (dtype_ == DType::kI8) tensor.scales = scales_.data();
+    if (dtype_ == DType::kI4) tensor.scales = halves_.data();
+    return tensor;
+  }
+
+ private:
+  void RoundToHalves() {
+    for (float& value : values_) {
+      halves_.push_back(ToBf16(value));
+      value = FromBf16(halves_.back());
+    }
+  }
+
+  float AbsMax(int64_t row, int64_t begin, int64_t end) const {
+    float most = 1e-3F;
+    for (int64_t i = begin; i < end; ++i) most = std::max(most, std::abs(values_[row * in_ + i]));
+    return most;
+  }
+
+  void Quantize8() {
+    for (int64_t row = 0; row < out_; ++row) {
+      scales_.push_back(AbsMax(row, 0, in_) / 127);
+      for (int64_t i = 0; i < in_; ++i) {
+        float& value = values_[row * in_ + i];
+        const auto q = static_cast<int8_t>(std::lround(value / scales_.back()));
+        bytes_.push_back(static_cast<uint8_t>(q));
+        value = scales_.back() * static_cast<float>(q);
+      }
+    }
+  }
+
+  void Quantize4() {
+    const int64_t row_bytes = RowBytes(DType::kI4, in_);
+    bytes_.resize(out_ * row_bytes);
+    for (int64_t row = 0; row < out_; ++row) {
+      for (int64_t begin = 0; begin < in_; begin += kInt4Group) {
+        const int64_t end = std::min(begin + kInt4Group, in_);
+        halves_.push_back(ToBf16(AbsMax(row, begin, end) / 7));
+        const float scale = FromBf16(halves_.back());
+        for (int64_t i = begin; i < end; ++i) {
+          float& value = values_[row * in_ + i];
+          const long q = std::clamp(std::lround(value / scale), -7L, 7L);
+          bytes_[row * row_bytes + i / 2] |= static_cast<uint8_t>((q + 8) << (i % 2 * 4));
+          value = scale * static_cast<float>(q);
+        }
+      }
+    }
+  }
+
+  DType dtype_;
+  int64_t out_;
+  int64_t in_;
+  std::vector<float> values_;
+  std::vector<uint16_t> halves_;  // bf16 values, or the scales of int4
+  std::vector<uint8_t> bytes_;    // quantized values
+  std::vector<float> scales_;     // of int8
+};
+
 class LinearOp : public Op {
  public:
   LinearOp(DType dtype, int64_t in_features, std::vector<JobShape> jobs, Random* random)
       : dtype_(dtype), in_features_(in_features), jobs_(std::move(jobs)) {
     for (const JobShape& job : jobs_) {
-      std::vector<float> weight = random->Normals(job.out_features * in_features_);
-      std::vector<uint16_t>& halves = bf16_.emplace_back();
-      if (dtype_ == DType::kBF16) {
-        for (float& value : weight) {
-          halves.push_back(ToBf16(value));
-          value = FromBf16(halves.back());
-        }
-      }
-      f32_.push_back(std::move(weight));
+      weights_.emplace_back(dtype, job.out_features, in_features, random);
     }
   }
 
@@ -59,10 +125,8 @@ class LinearOp : public Op {
     std::vector<std::unique_ptr<LinearWeight>> weights;
     std::vector<LinearJob> jobs;
     for (size_t i = 0; i < jobs_.size(); ++i) {
-      const void* host = dtype_ == DType::kF32 ? static_cast<const void*>(f32_[i].data())
-                                               : static_cast<const void*>(bf16_[i].data());
       absl::StatusOr<std::unique_ptr<LinearWeight>> weight =
-          backend->PrepareLinear({host, dtype_, {jobs_[i].out_features, in_features_}});
+          backend->PrepareLinear(weights_[i].tensor());
       if (!weight.ok()) return weight.status();
       weights.push_back(*std::move(weight));
       jobs.push_back({weights.back().get(), data.outputs[i], jobs_[i].accumulate});
@@ -73,7 +137,8 @@ class LinearOp : public Op {
 
   void Truth(int64_t tokens, OpData<double>* data, OpData<double>* tolerance) const override {
     for (size_t i = 0; i < jobs_.size(); ++i) {
-      const std::vector<double> weight(f32_[i].begin(), f32_[i].end());
+      const std::vector<float>& values = weights_[i].values();
+      const std::vector<double> weight(values.begin(), values.end());
       std::vector<double>& y = data->outputs[i].values;
       SetTolerance(weight, data->inputs[0].values, jobs_[i].accumulate ? y : std::vector<double>(),
                    &tolerance->outputs[i].values);
@@ -85,7 +150,8 @@ class LinearOp : public Op {
  private:
   // float32 accumulation in any order: n u sum |x w|. Inputs rounded to bf16: independent errors,
   // uniform within at most u |x w|, whose deviation is u |x w| / sqrt(3) or less (0.71 of that on
-  // average over a significand's range): 4.5 of these are 6.4 true deviations of the sum.
+  // average over a significand's range): 4.5 of these are 6.4 true deviations of the sum. Inputs
+  // rounded to int8: uniform within half a step of max |x| / 127, 6.4 deviations.
   void SetTolerance(const std::vector<double>& weight, const std::vector<double>& x,
                     const std::vector<double>& initial, std::vector<double>* tolerance) const {
     const auto out_features = static_cast<int64_t>(weight.size()) / in_features_;
@@ -94,13 +160,20 @@ class LinearOp : public Op {
       const int64_t column = static_cast<int64_t>(index) % out_features;
       double sum = initial.empty() ? 0 : std::abs(initial[index]);
       double squares = 0;
+      double weight_squares = 0;
+      double most = 0;
       for (int64_t i = 0; i < in_features_; ++i) {
         const double product = x[row * in_features_ + i] * weight[column * in_features_ + i];
         sum += std::abs(product);
         squares += product * product;
+        weight_squares += weight[column * in_features_ + i] * weight[column * in_features_ + i];
+        most = std::max(most, std::abs(x[row * in_features_ + i]));
       }
       (*tolerance)[index] = kUnitF32 * static_cast<double>(in_features_ + 4) * sum;
-      if (dtype_ == DType::kBF16) {
+      if (dtype_ == DType::kI8) {
+        (*tolerance)[index] += 6.4 * most / 127 * std::sqrt(weight_squares / 12);
+      }
+      if (dtype_ == DType::kBF16 || dtype_ == DType::kI4) {
         (*tolerance)[index] += 4.5 * kUnitBf16 * std::sqrt(squares / 3);
       }
     }
@@ -109,8 +182,7 @@ class LinearOp : public Op {
   DType dtype_;
   int64_t in_features_;
   std::vector<JobShape> jobs_;
-  std::vector<std::vector<float>> f32_;      // the values, whatever the type
-  std::vector<std::vector<uint16_t>> bf16_;  // their bits when the type is bf16
+  std::vector<HostWeight> weights_;
 };
 
 }  // namespace

@@ -17,14 +17,14 @@ std::ostream& operator<<(std::ostream& out, const TestBackend& backend) {
 std::vector<TestBackend> TestBackends() {
   const char* chosen = std::getenv("OSDN_TEST_BACKENDS");
   if (chosen == nullptr) {
-    return {{"reference", {.name = "reference", .threads = 0, .module_dir = ""}},
-            {"cpu_1_thread", {.name = "cpu", .threads = 1, .module_dir = ""}},
-            {"cpu_3_threads", {.name = "cpu", .threads = 3, .module_dir = ""}}};
+    return {{"reference", {.name = "reference", .threads = 0, .cpu_isa = "auto", .module_dir = ""}},
+            {"cpu_1_thread", {.name = "cpu", .threads = 1, .cpu_isa = "auto", .module_dir = ""}},
+            {"cpu_3_threads", {.name = "cpu", .threads = 3, .cpu_isa = "auto", .module_dir = ""}}};
   }
   std::vector<TestBackend> backends;
   std::istringstream names(chosen);
   for (std::string name; std::getline(names, name, ',');) {
-    backends.push_back({name, {.name = name, .threads = 0, .module_dir = ""}});
+    backends.push_back({name, {.name = name, .threads = 0, .cpu_isa = "auto", .module_dir = ""}});
   }
   return backends;
 }

@@ -51,15 +51,6 @@ TEST(ThreadsTest, SharesCoverEveryItemOnceAndStartAtGrains) {
   }
 }
 
-TEST(ThreadsTest, ScopeGivesBackTheCallersSetting) {
-  const int before = omp_get_max_threads();
-  {
-    const ScopedOmpThreads scope(Threads(before + 2));
-    EXPECT_EQ(omp_get_max_threads(), before + 2);
-  }
-  EXPECT_EQ(omp_get_max_threads(), before);
-}
-
 TEST(CpuBackendTest, ThreadCounts) {
   EXPECT_GE(UsableCores(), 1);
   const auto one = CreateCpuBackend(1);

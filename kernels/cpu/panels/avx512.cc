@@ -1,0 +1,271 @@
+// Panels by AVX512-BF16 and AVX512-VNNI dot instructions. Functions carry their target themselves:
+// nothing inline from a header may be compiled for it, or the linker could choose that copy for
+// CPUs without it.
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include "kernels/cpu/panels/kernels.h"
+
+#define OSDN_AVX512 \
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")))
+#define OSDN_AVX512_INLINE OSDN_AVX512 __attribute__((always_inline)) inline
+
+namespace osdn::kernels::cpu {
+namespace {
+
+// 6 x 4 accumulators and 4 words leave registers for the broadcast.
+constexpr int kMaxTileRows = 6;
+constexpr int kPanelVectors = kPanelOuts / kOutBlock;
+constexpr int kWordsPerPiece = kPieceBytes / kWordBytes;
+// How far ahead of few rows' stream memory is asked: the hardware prefetcher alone falls behind.
+constexpr int kFewRows = 2;
+constexpr int64_t kPrefetchBytes = 4096;
+
+// A tile's rows of x, inside their block.
+struct Rows {
+  const char* x;         // first piece of the first row
+  int64_t piece_stride;  // bytes to a row's next piece
+};
+
+OSDN_AVX512_INLINE __m512i LoadWord(const uint32_t* words) { return _mm512_loadu_si512(words); }
+
+OSDN_AVX512_INLINE __m512i BroadcastWord(const char* x) {
+  return _mm512_set1_epi32(*reinterpret_cast<const int*>(x));
+}
+
+OSDN_AVX512_INLINE __m512 AddDot(__m512 sum, __m512i x, __m512i w) {
+  return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w));
+}
+OSDN_AVX512_INLINE __m512i AddDot(__m512i sum, __m512i x, __m512i w) {
+  return _mm512_dpbusd_epi32(sum, x, w);
+}
+OSDN_AVX512_INLINE void Clear(__m512* v) { *v = _mm512_setzero_ps(); }
+OSDN_AVX512_INLINE void Clear(__m512i* v) { *v = _mm512_setzero_si512(); }
+
+// sum[r][v] += <x_r, w_v> over one piece of the inputs.
+template <int kRows, int kVectors, class Sum>
+OSDN_AVX512_INLINE void DotPiece(const char* x, const uint32_t* words, int64_t width,
+                                 Sum (&sum)[kRows][kVectors]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kWordsPerPiece; ++i) {
+    __m512i w[kVectors];
+    if constexpr (kRows <= kFewRows && kVectors == kPanelVectors) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        _mm_prefetch(reinterpret_cast<const char*>(words + v * kOutBlock) + kPrefetchBytes,
+                     _MM_HINT_T0);
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) w[v] = LoadWord(words + v * kOutBlock);
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+      const __m512i xv = BroadcastWord(x + r * kPieceBytes + i * kWordBytes);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = AddDot(sum[r][v], xv, w[v]);
+    }
+    words += width;
+  }
+}
+
+template <int kRows, int kVectors, class Sum>
+OSDN_AVX512_INLINE void DotPanel(const Panel& panel, int64_t words, const Rows& rows,
+                                 Sum (&sum)[kRows][kVectors]) {
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) Clear(&sum[r][v]);
+  }
+  const char* x = rows.x;
+  const uint32_t* w = panel.words;
+  for (int64_t i = 0; i < words; i += kWordsPerPiece) {
+    DotPiece<kRows, kVectors>(x, w, panel.width, sum);
+    x += rows.piece_stride;
+    w += kWordsPerPiece * panel.width;
+  }
+}
+
+// y <- sum or y + sum for one vector of outputs, of which `outs` exist.
+OSDN_AVX512_INLINE void StoreOuts(float* y, int64_t outs, bool accumulate, __m512 sum) {
+  if (outs <= 0) return;
+  const __mmask16 mask = outs >= 16 ? 0xFFFF : static_cast<__mmask16>((1U << outs) - 1);
+  if (accumulate) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), sum);
+  _mm512_mask_storeu_ps(y, mask, sum);
+}
+
+struct Bf16Tile {
+  template <int kRows, int kVectors>
+  OSDN_AVX512 static void Run(const PanelProduct& p, const Rows& rows, int64_t row) {
+    __m512 sum[kRows][kVectors];
+    DotPanel<kRows, kVectors>(p.panel, p.panel.inputs / 2, rows, sum);
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        StoreOuts(p.y + (row + r) * p.y_stride + v * kOutBlock, p.panel.outs - v * kOutBlock,
+                  p.accumulate, sum[r][v]);
+      }
+    }
+  }
+};
+
+// x is unsigned, 128 more than meant: 128 times the weights' sum comes off.
+struct Int8Tile {
+  template <int kRows, int kVectors>
+  OSDN_AVX512 static void Run(const PanelProduct& p, const Rows& rows, int64_t row) {
+    __m512i sum[kRows][kVectors];
+    DotPanel<kRows, kVectors>(p.panel, p.panel.inputs / 4, rows, sum);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const __m512i excess = _mm512_slli_epi32(_mm512_loadu_si512(p.panel.sums + v * kOutBlock), 7);
+      const __m512 scale = _mm512_loadu_ps(p.panel.scales + v * kOutBlock);
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; ++r) {
+        const __m512 dot = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum[r][v], excess));
+        const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(p.x_scales[row + r]));
+        StoreOuts(p.y + (row + r) * p.y_stride + v * kOutBlock, p.panel.outs - v * kOutBlock,
+                  p.accumulate, _mm512_mul_ps(dot, both));
+      }
+    }
+  }
+};
+
+template <class Kernel, int kVectors>
+OSDN_AVX512 void RunTile(const PanelProduct& p, const Rows& rows, int64_t row, int64_t count) {
+  switch (count) {
+    case 1:
+      return Kernel::template Run<1, kVectors>(p, rows, row);
+    case 2:
+      return Kernel::template Run<2, kVectors>(p, rows, row);
+    case 3:
+      return Kernel::template Run<3, kVectors>(p, rows, row);
+    case 4:
+      return Kernel::template Run<4, kVectors>(p, rows, row);
+    case 5:
+      return Kernel::template Run<5, kVectors>(p, rows, row);
+    default:
+      return Kernel::template Run<6, kVectors>(p, rows, row);
+  }
+}
+
+// Cuts every block of rows into tiles of nearly equal height.
+template <class Kernel, int kVectors>
+OSDN_AVX512 void AllRows(const PanelProduct& p, int64_t row_bytes) {
+  for (int64_t block = 0; block < p.rows; block += kRowBlock) {
+    const int64_t height = p.rows - block < kRowBlock ? p.rows - block : kRowBlock;
+    const char* x = static_cast<const char*>(p.x) + block * row_bytes;
+    int64_t done = 0;
+    while (done < height) {
+      const int64_t left = height - done;
+      const int64_t tiles = (left + kMaxTileRows - 1) / kMaxTileRows;
+      const int64_t count = (left + tiles - 1) / tiles;
+      RunTile<Kernel, kVectors>(p, {x + done * kPieceBytes, height * kPieceBytes}, block + done,
+                                count);
+      done += count;
+    }
+  }
+}
+
+template <class Kernel>
+OSDN_AVX512 void MultiplyPanel(const PanelProduct& p, int64_t row_bytes) {
+  switch (p.panel.width / kOutBlock) {
+    case 1:
+      return AllRows<Kernel, 1>(p, row_bytes);
+    case 2:
+      return AllRows<Kernel, 2>(p, row_bytes);
+    case 3:
+      return AllRows<Kernel, 3>(p, row_bytes);
+    default:
+      return AllRows<Kernel, 4>(p, row_bytes);
+  }
+}
+
+// --- int4 ---
+
+constexpr int kGroupPairs = kInt4Group / 2;
+
+// Entry n is the bf16 of n mod 16 - 8: vpermw looks at five bits, so a nibble needs no mask.
+alignas(64) constexpr uint16_t kNibbles[32] = {
+    0xC100, 0xC0E0, 0xC0C0, 0xC0A0, 0xC080, 0xC040, 0xC000, 0xBF80, 0x0000, 0x3F80, 0x4000,
+    0x4040, 0x4080, 0x40A0, 0x40C0, 0x40E0, 0xC100, 0xC0E0, 0xC0C0, 0xC0A0, 0xC080, 0xC040,
+    0xC000, 0xBF80, 0x0000, 0x3F80, 0x4000, 0x4040, 0x4080, 0x40A0, 0x40C0, 0x40E0};
+
+// Pair `kPair` (of four) of a vector of words, as bf16.
+template <int kPair>
+OSDN_AVX512_INLINE __m512i NibblePair(__m512i word, __m512i table) {
+  return _mm512_permutexvar_epi16(kPair == 0 ? word : _mm512_srli_epi16(word, 4 * kPair), table);
+}
+
+OSDN_AVX512_INLINE __m512 LoadGroupScales(const uint16_t* scales) {
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+// One vector of outputs: sum[r] = sum over groups of scale * <x_r, w>. Groups are expanded in
+// registers, for each tile of rows anew: the product, not the table, takes the time from 6 rows on.
+template <int kRows>
+OSDN_AVX512_INLINE void DotInt4(const Panel& panel, const Rows& rows, int64_t column,
+                                __m512 (&sum)[kRows]) {
+  const __m512i table = _mm512_load_si512(kNibbles);
+  const uint32_t* words = panel.words + column;
+  const uint16_t* scales = panel.group_scales + column;
+  const char* x = rows.x;
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) sum[r] = _mm512_setzero_ps();
+  for (int64_t group = 0; group < panel.inputs / kInt4Group; ++group) {
+    __m512 part[kRows];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) part[r] = _mm512_setzero_ps();
+#pragma GCC unroll 4
+    for (int i = 0; i < kGroupPairs / 4; ++i) {
+      const __m512i word = LoadWord(words + i * panel.width);
+      const __m512i pairs[4] = {NibblePair<0>(word, table), NibblePair<1>(word, table),
+                                NibblePair<2>(word, table), NibblePair<3>(word, table)};
+#pragma GCC unroll 4
+      for (int n = 0; n < 4; ++n) {
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) {
+          const char* at = x + r * kPieceBytes + (i * 4 + n) * kWordBytes;
+          part[r] = AddDot(part[r], BroadcastWord(at), pairs[n]);
+        }
+      }
+    }
+    const __m512 scale = LoadGroupScales(scales);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) sum[r] = _mm512_fmadd_ps(scale, part[r], sum[r]);
+    words += kGroupPairs / 4 * panel.width;
+    scales += panel.width;
+    x += rows.piece_stride;
+  }
+}
+
+struct Int4Tile {
+  template <int kRows, int kVectors>
+  OSDN_AVX512 static void Run(const PanelProduct& p, const Rows& rows, int64_t row) {
+    for (int v = 0; v < kVectors; ++v) {
+      __m512 sum[kRows];
+      DotInt4<kRows>(p.panel, rows, v * kOutBlock, sum);
+      for (int r = 0; r < kRows; ++r) {
+        StoreOuts(p.y + (row + r) * p.y_stride + v * kOutBlock, p.panel.outs - v * kOutBlock,
+                  p.accumulate, sum[r]);
+      }
+    }
+  }
+};
+
+}  // namespace
+
+void MultiplyBf16Avx512(const PanelProduct& product) {
+  MultiplyPanel<Bf16Tile>(product, product.panel.inputs * 2);
+}
+void MultiplyInt8Avx512(const PanelProduct& product) {
+  MultiplyPanel<Int8Tile>(product, product.panel.inputs);
+}
+void MultiplyInt4Avx512(const PanelProduct& product) {
+  MultiplyPanel<Int4Tile>(product, product.panel.inputs * 2);
+}
+
+}  // namespace osdn::kernels::cpu
+
+#endif  // __x86_64__
