@@ -191,10 +191,6 @@ int32_t SumInt8Impl(const int8_t* values, int64_t count) {
   return total;
 }
 
-void AddToImpl(const float* src, int64_t count, float* dst) {
-  Map2(src, dst, count, dst, [](VF a, VF b) HWY_ATTR { return hn::Add(a, b); });
-}
-
 const char* SimdTargetNameImpl() { return hwy::TargetName(HWY_TARGET); }
 
 }  // namespace HWY_NAMESPACE
@@ -213,7 +209,6 @@ HWY_EXPORT(WidenBf16Impl);
 HWY_EXPORT(RoundToBf16Impl);
 HWY_EXPORT(TransposeWordsImpl);
 HWY_EXPORT(SumInt8Impl);
-HWY_EXPORT(AddToImpl);
 HWY_EXPORT(SimdTargetNameImpl);
 
 void RmsNormRows(const RmsNormArgs& args, int64_t begin, int64_t end) {
@@ -243,9 +238,6 @@ void TransposeWords(const uint32_t* from, int64_t rows, int64_t columns, int64_t
 }
 int32_t SumInt8(const int8_t* values, int64_t count) {
   return HWY_DYNAMIC_DISPATCH(SumInt8Impl)(values, count);
-}
-void AddTo(const float* src, int64_t count, float* dst) {
-  HWY_DYNAMIC_DISPATCH(AddToImpl)(src, count, dst);
 }
 const char* SimdTargetName() { return HWY_DYNAMIC_DISPATCH(SimdTargetNameImpl)(); }
 

@@ -28,9 +28,6 @@ void TransposeWords(const uint32_t* from, int64_t rows, int64_t columns, int64_t
                     uint32_t* to, int64_t to_row);
 int32_t SumInt8(const int8_t* values, int64_t count);
 
-// dst[i] += src[i]
-void AddTo(const float* src, int64_t count, float* dst);
-
 // The SIMD target that dispatch chose ("AVX3").
 const char* SimdTargetName();
 
