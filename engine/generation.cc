@@ -56,13 +56,24 @@ void CheckStopStrings(const GenerationRequest& request, const GenerationLimits& 
   }
 }
 
+void CheckOutput(const GenerationRequest& request, std::vector<FieldViolation>* violations) {
+  if (request.top_logprobs < 0 || request.top_logprobs > kMaxTopLogprobs) {
+    violations->push_back(
+        {"output.top_logprobs",
+         absl::StrCat(request.top_logprobs, " is outside [0, ", kMaxTopLogprobs, "]")});
+  } else if (request.top_logprobs > 0 && !request.logprobs) {
+    violations->push_back({"output.top_logprobs",
+                           absl::StrCat(request.top_logprobs, ", but output.logprobs is false")});
+  }
+}
+
 }  // namespace
 
 std::vector<FieldViolation> ValidateGeneration(const GenerationRequest& request,
                                                const GenerationLimits& limits) {
   std::vector<FieldViolation> violations;
   CheckPrompt(request, limits, &violations);
-  for (FieldViolation& violation : ValidateSampling(request.sampling)) {
+  for (FieldViolation& violation : ValidateSampling(request.sampling, limits.vocab_size)) {
     violations.push_back(std::move(violation));
   }
   if (request.max_tokens < 1) {
@@ -85,6 +96,7 @@ std::vector<FieldViolation> ValidateGeneration(const GenerationRequest& request,
     violations.push_back(
         {"cache.salt", absl::StrCat(salt_bytes, " bytes: at most ", kMaxCacheSaltBytes)});
   }
+  CheckOutput(request, &violations);
   return violations;
 }
 

@@ -9,8 +9,9 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "engine/logits.h"
 #include "engine/prefix_reuse.h"
-#include "engine/sampler.h"
+#include "engine/sampling_params.h"
 
 namespace osdn {
 
@@ -30,6 +31,9 @@ struct GenerationRequest {
   std::vector<int32_t> stop_token_ids{};
   bool want_prefill_progress = false;
   PrefixCacheParams cache{};
+  bool logprobs = false;     // of each token, in the model's own distribution
+  int32_t top_logprobs = 0;  // and of so many likeliest ones: 0..kMaxTopLogprobs; needs logprobs
+  bool echo = false;         // the prompt's tokens and text come first
 };
 
 // What an engine can serve, as far as requests must keep to it.
@@ -63,6 +67,7 @@ struct PrefillProgress {
 struct TokenDelta {
   std::vector<int32_t> token_ids;
   std::string text;
+  std::vector<TokenLogprob> logprobs{};  // of token_ids, where asked for; none for an echo
 };
 
 struct GenerationTimings {

@@ -4,60 +4,76 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "engine/sampling_params.h"
 
 namespace osdn {
 
-// Neutral defaults: plain sampling from the model's distribution.
-struct SamplingParams {
-  float temperature = 1.0F;  // 0 = greedy; otherwise (0, 100]
-  int32_t top_k = 0;         // 0 = off
-  float top_p = 1.0F;        // (0, 1]; 1 = off
-  float min_p = 0.0F;        // [0, 1]; 0 = off
-  uint64_t seed = 0;
+// Which token of which choice is drawn: the counter of its random number.
+struct DrawPlace {
+  uint64_t index = 0;   // position in the completion
+  uint32_t choice = 0;  // of the request's n
 };
 
-// One problem of a request, for google.rpc.BadRequest: `field` is the field's name in the API.
-struct FieldViolation {
-  std::string field;
-  std::string description;  // the value and the range
+// Uniform in [0, 1) with 53 bits: Philox4x32-10 keyed by `seed`, counter `place`.
+double UniformAt(uint64_t seed, const DrawPlace& place);
+
+// A token that may be drawn; weights are not normalised.
+struct Candidate {
+  int32_t token;
+  float weight;
 };
 
-// All violations at once; empty when valid.
-std::vector<FieldViolation> ValidateSampling(const SamplingParams& params);
-
-// Uniform in [0, 1) with 53 bits: Philox4x32-10 keyed by `seed`, counter `index`.
-double UniformAt(uint64_t seed, uint64_t index);
-
-// Reusable scratch; one a thread. The result depends on (logits, params, index) only: random
-// numbers are Philox4x32-10 keyed by params.seed with `index` (position of the token in the
-// completion) as counter, so batch composition and timing cannot matter.
+// Reusable scratch; one a thread. The result depends on (logits, params, place) only, so batch
+// composition and timing cannot matter.
+//
+// Order: temperature, top_k, typical_p, top_p, min_p, each on what the one before left; ties go to
+// the lower id. Greedy takes the lowest id of the largest logit. Every step is linear in the
+// vocabulary but for a sort of the few tokens beside a threshold. Penalties, biases and masks come
+// before (engine/logits.h).
 class Sampler {
  public:
-  // Order: temperature, top_k, top_p, min_p (each on what the one before left); ties go to the
-  // lower id. Greedy takes the lowest id of the largest logit. -inf masks a token. INTERNAL when no
-  // logit is finite or any is NaN or +inf. `params` must be valid.
+  // -inf masks a token. INTERNAL when a logit is NaN or +inf; FAILED_PRECONDITION when every token
+  // is masked. `params` must be valid.
   absl::StatusOr<int32_t> Sample(absl::Span<const float> logits, const SamplingParams& params,
-                                 uint64_t index);
+                                 const DrawPlace& place);
+  // What Sample draws from, by id: all that has a weight above 0.
+  absl::StatusOr<std::vector<Candidate>> Distribution(absl::Span<const float> logits,
+                                                      const SamplingParams& params);
+
+  // Scratch for a processed copy of a row; valid until the next call.
+  absl::Span<float> CopyRow(absl::Span<const float> logits) {
+    row_.assign(logits.begin(), logits.end());
+    return absl::MakeSpan(row_);
+  }
 
  private:
-  // Unnormalised: the likeliest token has weight 1.
-  struct Candidate {
-    float weight;
-    int32_t id;
-  };
-  static bool Before(const Candidate& a, const Candidate& b);
+  static constexpr int kBinShift = 20;
+  static constexpr size_t kBins = size_t{1} << (32 - kBinShift);
 
-  void KeepTopK(size_t k);
+  // The ids and weights that are left, by id, in ids_ and weights_.
+  void Filter(absl::Span<const float> logits, float peak, const SamplingParams& params);
+  void KeepTopK(absl::Span<const float> logits, size_t k);
+  void KeepTypical(absl::Span<const float> logits, float peak, const SamplingParams& params);
   void KeepTopP(double top_p);
   void KeepMinP(float min_p);
-  int32_t Draw(double uniform) const;
+  // Keeps the candidates of the largest keys_ (ties: the first) until their mass reaches `wanted`;
+  // all where it never does. kCount: every candidate has mass 1; otherwise its weight.
+  template <bool kCount>
+  void KeepLargest(double wanted);
+  double TotalWeight() const;
 
-  std::vector<Candidate> candidates_;
+  std::vector<float> row_;
+  std::vector<float> left_;
+  std::vector<int32_t> ids_;
+  std::vector<float> weights_;
+  std::vector<double> block_sums_;
+  std::vector<uint32_t> keys_;
+  std::vector<double> bins_;
+  std::vector<uint32_t> border_;
 };
 
 }  // namespace osdn

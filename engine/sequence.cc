@@ -1,14 +1,18 @@
 #include "engine/sequence.h"
 
 #include <algorithm>
-#include <limits>
 #include <utility>
 
 namespace osdn {
 namespace {
 
-bool Contains(absl::Span<const int32_t> ids, int32_t id) {
-  return std::find(ids.begin(), ids.end(), id) != ids.end();
+// What ends a completion of `request`.
+std::vector<int32_t> EndTokens(const GenerationRequest& request, const VocabularyView& vocabulary) {
+  std::vector<int32_t> ids = request.stop_token_ids;
+  if (!request.ignore_eos) {
+    ids.insert(ids.end(), vocabulary.eos_ids.begin(), vocabulary.eos_ids.end());
+  }
+  return ids;
 }
 
 }  // namespace
@@ -18,6 +22,7 @@ Sequence::Sequence(GenerationRequest request, std::shared_ptr<TokenStream> strea
     : request_(std::move(request)),
       stream_(std::move(stream)),
       vocabulary_(vocabulary),
+      chooser_(request_, EndTokens(request_, *vocabulary)),
       submitted_(submitted) {
   if (vocabulary_->token_bytes) {
     const bool restarts =
@@ -71,48 +76,45 @@ void Sequence::Advance(int64_t count) {
   }
 }
 
-bool Sequence::IsStopToken(int32_t token) const {
-  return Contains(request_.stop_token_ids, token) ||
-         (!request_.ignore_eos && Contains(vocabulary_->eos_ids, token));
-}
-
-void Sequence::MaskStopTokens(absl::Span<float> logits) const {
-  const auto mask = [logits](absl::Span<const int32_t> ids) {
-    for (const int32_t id : ids) {
-      if (static_cast<size_t>(id) < logits.size()) {
-        logits[static_cast<size_t>(id)] = -std::numeric_limits<float>::infinity();
-      }
+void Sequence::EmitPrompt() {
+  TokenDelta echo;
+  echo.token_ids = request_.prompt;
+  if (text_.has_value()) {
+    TextStream prompt({}, /*strip_leading_space=*/vocabulary_->restarts_text != nullptr);
+    for (const int32_t id : request_.prompt) {
+      echo.text += prompt.Append(vocabulary_->token_bytes(id));
     }
-  };
-  mask(request_.stop_token_ids);
-  if (!request_.ignore_eos) mask(vocabulary_->eos_ids);
+    echo.text += prompt.Flush();
+  }
+  stream_->Push(std::move(echo));
 }
 
-std::optional<Ending> Sequence::TakeLogits(absl::Span<float> logits, Sampler* sampler,
+std::optional<Ending> Sequence::TakeLogits(absl::Span<const float> logits, Sampler* sampler,
                                            Clock::time_point now) {
   // Rows beyond the tokenizer's vocabulary are padding of the matrix.
   logits = logits.first(static_cast<size_t>(vocabulary_->size));
-  if (completion_tokens_ < request_.min_tokens) MaskStopTokens(logits);
-  absl::StatusOr<int32_t> token =
-      sampler->Sample(logits, request_.sampling, static_cast<uint64_t>(completion_tokens_));
-  if (!token.ok()) return Ending{FinishReason::kError, token.status()};
+  absl::StatusOr<TokenChooser::Choice> choice = chooser_.Choose(logits, sampler);
+  if (!choice.ok()) return Ending{FinishReason::kError, choice.status()};
 
-  if (!first_token_.has_value()) first_token_ = now;
-  last_token_ = *token;
-  ++completion_tokens_;
-  if (IsStopToken(*token)) return Ending{FinishReason::kStop, absl::OkStatus()};
+  if (!first_token_.has_value()) {
+    first_token_ = now;
+    if (request_.echo) EmitPrompt();
+  }
+  last_token_ = choice->token;
+  if (chooser_.IsEndToken(choice->token)) return Ending{FinishReason::kStop, absl::OkStatus()};
 
   TokenDelta delta;
-  delta.token_ids.push_back(*token);
+  delta.token_ids.push_back(choice->token);
+  if (choice->logprob.has_value()) delta.logprobs.push_back(*std::move(choice->logprob));
   if (text_.has_value()) {
-    delta.text =
-        text_->Append(vocabulary_->token_bytes(*token), completion_tokens_ >= request_.min_tokens);
+    delta.text = text_->Append(vocabulary_->token_bytes(choice->token),
+                               chooser_.chosen() >= request_.min_tokens);
   }
   stream_->Push(std::move(delta));
   if (text_.has_value() && text_->matched_stop().has_value()) {
     return Ending{FinishReason::kStopString, absl::OkStatus()};
   }
-  if (completion_tokens_ >= request_.max_tokens) {
+  if (chooser_.chosen() >= request_.max_tokens) {
     return Ending{FinishReason::kLength, absl::OkStatus()};
   }
   return std::nullopt;
@@ -141,7 +143,7 @@ void Sequence::Finish(const Ending& ending, Clock::time_point now) {
   finished.status = ending.status;
   finished.prompt_tokens = prompt_tokens();
   finished.cached_tokens = cached_tokens_;
-  finished.completion_tokens = completion_tokens_;
+  finished.completion_tokens = chooser_.chosen();
   finished.timings = Timings(now);
   stream_->Push(std::move(finished));
 }

@@ -17,6 +17,7 @@
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/text_stream.h"
+#include "engine/token_chooser.h"
 #include "engine/token_stream.h"
 
 namespace osdn {
@@ -77,28 +78,27 @@ class Sequence {
   void Advance(int64_t count);
   // All of the prompt is in the state: the next thing is TakeLogits.
   bool prefilled() const { return position_ >= prompt_tokens(); }
-  // Samples from the logits after the last input token (masking them in place where min_tokens asks
-  // for it) and emits what became showable. The ending if the sequence is done.
-  std::optional<Ending> TakeLogits(absl::Span<float> logits, Sampler* sampler,
+  // Samples from the logits after the last input token and emits what became showable. The ending
+  // if the sequence is done.
+  std::optional<Ending> TakeLogits(absl::Span<const float> logits, Sampler* sampler,
                                    Clock::time_point now);
   // Flushes held text and emits GenerationFinished. Last call.
   void Finish(const Ending& ending, Clock::time_point now);
 
  private:
-  bool IsStopToken(int32_t token) const;
-  void MaskStopTokens(absl::Span<float> logits) const;
+  void EmitPrompt();
   GenerationTimings Timings(Clock::time_point now) const;
 
   GenerationRequest request_;
   std::shared_ptr<TokenStream> stream_;
   const VocabularyView* vocabulary_;
+  TokenChooser chooser_;
   std::optional<TextStream> text_;  // none without a tokenizer
   uint64_t id_ = 0;
   int32_t slot_ = -1;
   int64_t position_ = 0;       // tokens in the state
   int64_t cached_tokens_ = 0;  // of them, not computed for this request
   PrefixPlan prefix_;
-  int64_t completion_tokens_ = 0;  // sampled, stop token included
   int32_t last_token_ = -1;
   Clock::time_point submitted_;
   std::optional<Clock::time_point> admitted_;

@@ -1,6 +1,7 @@
 #include "engine/token_stream.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 #include <variant>
 
@@ -66,6 +67,8 @@ bool TokenStream::MergeLocked(GenerationEvent* event) {
     auto& last = std::get<TokenDelta>(events_.back());
     last.token_ids.insert(last.token_ids.end(), delta->token_ids.begin(), delta->token_ids.end());
     last.text += delta->text;
+    last.logprobs.insert(last.logprobs.end(), std::make_move_iterator(delta->logprobs.begin()),
+                         std::make_move_iterator(delta->logprobs.end()));
   } else {
     events_.back() = std::move(*event);
   }

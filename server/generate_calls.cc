@@ -77,6 +77,12 @@ class GenerationCall : public GenerationSink {
 
   GenerationDriver& driver() { return *driver_; }
   const v1::ResolvedParams& params() const { return params_; }
+  void AddLogprobs(const TokenDelta& delta,
+                   google::protobuf::RepeatedPtrField<v1::TokenLogprob>* logprobs) const {
+    for (const TokenLogprob& logprob : delta.logprobs) {
+      *logprobs->Add() = ToProto(logprob, environment_.engine->tokenizer());
+    }
+  }
   const std::string& model_name() const { return environment_.engine->config().name; }
 
  private:
@@ -145,6 +151,7 @@ class UnaryCall final : public grpc::ServerUnaryReactor, private GenerationCall 
   bool OnDelta(const TokenDelta& delta) override {
     choice_->mutable_token_ids()->Add(delta.token_ids.begin(), delta.token_ids.end());
     choice_->mutable_text()->append(delta.text);
+    AddLogprobs(delta, choice_->mutable_logprobs());
     return true;
   }
   bool OnProgress(const PrefillProgress&) override { return true; }
@@ -186,6 +193,7 @@ class StreamCall final : public grpc::ServerWriteReactor<v1::GenerateStreamRespo
     message->Clear();
     message->set_text(delta.text);
     message->mutable_token_ids()->Add(delta.token_ids.begin(), delta.token_ids.end());
+    AddLogprobs(delta, message->mutable_logprobs());
     return Write();
   }
 

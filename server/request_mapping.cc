@@ -26,9 +26,9 @@ class RequestReader {
     ReadStop(request_.stop());
     ReadSampling(request_.sampling());
     ReadPrompt(request_.prompt());
-    result_.want_prefill_progress = request_.output().prefill_progress();
     result_.cache.salt = request_.cache().salt();
     result_.cache.skip = request_.cache().skip();
+    ReadOutput(request_.output());
     return std::move(result_);
   }
 
@@ -108,12 +108,39 @@ class RequestReader {
     if (sampling.has_top_p()) out.top_p = sampling.top_p();
     if (sampling.has_min_p()) out.min_p = sampling.min_p();
     out.seed = sampling.has_seed() ? sampling.seed() : context_.drawn_seed;
+    if (sampling.has_typical_p()) out.typical_p = sampling.typical_p();
+    if (sampling.has_repetition_penalty()) out.repetition_penalty = sampling.repetition_penalty();
+    if (sampling.has_presence_penalty()) out.presence_penalty = sampling.presence_penalty();
+    if (sampling.has_frequency_penalty()) out.frequency_penalty = sampling.frequency_penalty();
+    if (sampling.has_penalty_window()) out.penalty_window = sampling.penalty_window();
+    ReadLogitBias(sampling);
     constexpr uint32_t kMaxTopK = std::numeric_limits<int32_t>::max();
     if (sampling.top_k() > kMaxTopK) {
       return Add("sampling.top_k",
                  absl::StrCat(sampling.top_k(), " is outside [0, ", kMaxTopK, "] (0 is off)"));
     }
     out.top_k = static_cast<int32_t>(sampling.top_k());
+  }
+
+  void ReadLogitBias(const v1::SamplingParams& sampling) {
+    const auto count = static_cast<size_t>(sampling.logit_bias_size());
+    if (count > kMaxLogitBiases) {
+      return Add("sampling.logit_bias", absl::StrCat(count, " tokens: at most ", kMaxLogitBiases));
+    }
+    for (const v1::LogitBias& bias : sampling.logit_bias()) {
+      // Ids that do not fit are no tokens either: the engine says so, with the largest id it knows.
+      constexpr uint32_t kMaxId = std::numeric_limits<int32_t>::max();
+      result_.sampling.logit_bias.push_back(
+          {static_cast<int32_t>(std::min(bias.token_id(), kMaxId)), bias.bias()});
+    }
+  }
+
+  void ReadOutput(const v1::OutputOptions& output) {
+    result_.want_prefill_progress = output.prefill_progress();
+    result_.logprobs = output.logprobs();
+    constexpr uint32_t kMax = std::numeric_limits<int32_t>::max();
+    result_.top_logprobs = static_cast<int32_t>(std::min(output.top_logprobs(), kMax));
+    result_.echo = output.echo();
   }
 
   void ReadStop(const v1::StopConditions& stop) {
@@ -202,6 +229,23 @@ v1::FinishReason ToProto(FinishReason reason) {
   return v1::FINISH_REASON_UNSPECIFIED;
 }
 
+v1::TokenLogprob ToProto(const TokenLogprob& logprob, const Tokenizer* tokenizer) {
+  const auto bytes = [tokenizer](int32_t token) {
+    return tokenizer == nullptr ? std::string() : std::string(tokenizer->TokenBytes(token));
+  };
+  v1::TokenLogprob result;
+  result.set_token_id(static_cast<uint32_t>(logprob.token));
+  result.set_token_bytes(bytes(logprob.token));
+  result.set_logprob(logprob.logprob);
+  for (const TopLogprob& likely : logprob.top) {
+    v1::TopLogprob* top = result.add_top();
+    top->set_token_id(static_cast<uint32_t>(likely.token));
+    top->set_token_bytes(bytes(likely.token));
+    top->set_logprob(likely.logprob);
+  }
+  return result;
+}
+
 v1::Usage ToUsage(const GenerationFinished& finished) {
   v1::Usage usage;
   usage.set_prompt_tokens(static_cast<uint64_t>(finished.prompt_tokens));
@@ -227,6 +271,16 @@ v1::ResolvedParams ToResolvedParams(const GenerationRequest& request) {
   sampling->set_top_p(request.sampling.top_p);
   sampling->set_min_p(request.sampling.min_p);
   sampling->set_seed(request.sampling.seed);
+  sampling->set_typical_p(request.sampling.typical_p);
+  sampling->set_repetition_penalty(request.sampling.repetition_penalty);
+  sampling->set_presence_penalty(request.sampling.presence_penalty);
+  sampling->set_frequency_penalty(request.sampling.frequency_penalty);
+  sampling->set_penalty_window(static_cast<uint32_t>(request.sampling.penalty_window));
+  for (const LogitBias& bias : request.sampling.logit_bias) {
+    v1::LogitBias* added = sampling->add_logit_bias();
+    added->set_token_id(static_cast<uint32_t>(bias.token));
+    added->set_bias(bias.bias);
+  }
   v1::StopConditions* stop = params.mutable_stop();
   stop->set_max_tokens(static_cast<uint32_t>(request.max_tokens));
   stop->set_min_tokens(static_cast<uint32_t>(request.min_tokens));
@@ -234,6 +288,11 @@ v1::ResolvedParams ToResolvedParams(const GenerationRequest& request) {
   stop->mutable_stop_token_ids()->Assign(request.stop_token_ids.begin(),
                                          request.stop_token_ids.end());
   stop->set_ignore_eos(request.ignore_eos);
+  v1::OutputOptions* output = params.mutable_output();
+  output->set_prefill_progress(request.want_prefill_progress);
+  output->set_logprobs(request.logprobs);
+  output->set_top_logprobs(static_cast<uint32_t>(request.top_logprobs));
+  output->set_echo(request.echo);
   return params;
 }
 

@@ -38,6 +38,8 @@ std::vector<int32_t> ToTokenIds(absl::Span<const uint32_t> ids, absl::string_vie
                                 int64_t vocab_size, std::vector<FieldViolation>* violations);
 
 v1::FinishReason ToProto(FinishReason reason);
+// `tokenizer` (may be null) tells the tokens' bytes.
+v1::TokenLogprob ToProto(const TokenLogprob& logprob, const Tokenizer* tokenizer);
 v1::Usage ToUsage(const GenerationFinished& finished);
 v1::Timings ToTimings(const GenerationTimings& timings);
 // What is in force, every field set.

@@ -37,12 +37,32 @@ std::vector<double> ExactDistribution(const std::vector<float>& logits,
     total += p[i] = std::exp((static_cast<double>(logits[i]) - peak) / params.temperature);
   }
   for (double& x : p) x /= total;
+  if (params.typical_p < 1.0F) {
+    double entropy = 0.0;
+    for (double x : p) entropy -= x > 0.0 ? x * std::log(x) : 0.0;
+    std::vector<size_t> typical;
+    for (size_t i = 0; i < n; ++i) {
+      if (p[i] > 0.0) typical.push_back(i);
+    }
+    std::stable_sort(typical.begin(), typical.end(), [&](size_t a, size_t b) {
+      return std::abs(-std::log(p[a]) - entropy) < std::abs(-std::log(p[b]) - entropy);
+    });
+    double kept = 0.0;
+    double left = 0.0;
+    for (size_t i : typical) {
+      const double x = p[i];
+      if (kept >= params.typical_p) p[i] = 0.0;
+      kept += x;
+      left += p[i];
+    }
+    for (double& x : p) x /= left;
+  }
   double mass = 0.0;
   for (size_t i : order) {
     if (mass >= params.top_p) p[i] = 0.0;
     mass += p[i];
   }
-  const double floor = params.min_p * p[order.front()];
+  const double floor = params.min_p * *std::max_element(p.begin(), p.end());
   total = 0.0;
   for (double& x : p) total += x = x < floor ? 0.0 : x;
   for (double& x : p) x /= total;
@@ -64,7 +84,7 @@ void ExpectDistribution(const std::vector<float>& logits, const SamplingParams& 
   std::vector<int> counts(logits.size(), 0);
   Sampler sampler;
   for (int i = 0; i < kDraws; ++i) {
-    auto token = sampler.Sample(logits, params, static_cast<uint64_t>(i));
+    auto token = sampler.Sample(logits, params, {static_cast<uint64_t>(i)});
     ASSERT_TRUE(token.ok()) << token.status();
     ++counts[static_cast<size_t>(*token)];
   }
@@ -105,6 +125,9 @@ TEST(SamplerTest, Filters) {
   ExpectDistribution(RandomLogits(101, 2.0F, 4), {.top_k = 7, .seed = 21});
   ExpectDistribution(RandomLogits(101, 2.0F, 5), {.top_p = 0.8F, .seed = 22});
   ExpectDistribution(RandomLogits(101, 2.0F, 6), {.min_p = 0.1F, .seed = 23});
+  ExpectDistribution(RandomLogits(101, 2.0F, 14), {.typical_p = 0.6F, .seed = 25});
+  ExpectDistribution(RandomLogits(101, 2.0F, 15),
+                     {.top_k = 50, .top_p = 0.9F, .min_p = 0.01F, .typical_p = 0.8F, .seed = 26});
   ExpectDistribution(RandomLogits(101, 2.0F, 7),
                      {.temperature = 1.5F, .top_k = 40, .top_p = 0.7F, .min_p = 0.05F, .seed = 24});
 }
@@ -121,14 +144,14 @@ TEST(SamplerTest, EachFilterWorksOnWhatTheOneBeforeLeft) {
                                      std::log(0.4F)};
   Sampler sampler;
   for (uint64_t i = 0; i < 200; ++i) {
-    EXPECT_EQ(*sampler.Sample(logits, {.top_k = 2, .top_p = 0.5F, .seed = 5}, i), 3);
+    EXPECT_EQ(*sampler.Sample(logits, {.top_k = 2, .top_p = 0.5F, .seed = 5}, {i}), 3);
   }
 }
 
 std::set<int32_t> Support(const std::vector<float>& logits, const SamplingParams& params) {
   std::set<int32_t> support;
   Sampler sampler;
-  for (uint64_t i = 0; i < 2000; ++i) support.insert(*sampler.Sample(logits, params, i));
+  for (uint64_t i = 0; i < 2000; ++i) support.insert(*sampler.Sample(logits, params, {i}));
   return support;
 }
 
@@ -170,12 +193,13 @@ TEST(SamplerTest, NonFiniteLogitsAreErrors) {
     const std::vector<std::vector<float>> bad = {
         {0, kNan, 1}, {0, 1, kNan}, {kNan, 0, 1}, {0, kInfinity, 1}};
     for (const auto& logits : bad) {
-      auto token = sampler.Sample(logits, params, 0);
+      auto token = sampler.Sample(logits, params, {});
       EXPECT_EQ(token.status().code(), absl::StatusCode::kInternal);
       EXPECT_THAT(std::string(token.status().message()), HasSubstr("logit of token"));
     }
     for (const auto& logits : std::vector<std::vector<float>>{{-kInfinity, -kInfinity}, {}}) {
-      EXPECT_EQ(sampler.Sample(logits, params, 0).status().code(), absl::StatusCode::kInternal);
+      EXPECT_EQ(sampler.Sample(logits, params, {}).status().code(),
+                absl::StatusCode::kFailedPrecondition);
     }
   }
 }
@@ -194,13 +218,13 @@ TEST(SamplerTest, ResultDependsOnLogitsParamsAndIndexOnly) {
   const SamplingParams params{.top_k = 100, .top_p = 0.95F, .seed = 0x123456789ABCDEF0};
   std::vector<int32_t> forward;
   Sampler sampler;
-  for (uint64_t i = 0; i < 100; ++i) forward.push_back(*sampler.Sample(logits, params, i));
+  for (uint64_t i = 0; i < 100; ++i) forward.push_back(*sampler.Sample(logits, params, {i}));
   EXPECT_GT(std::set<int32_t>(forward.begin(), forward.end()).size(), 10U);
   for (uint64_t i = 100; i-- > 0;) {
-    ASSERT_TRUE(sampler.Sample(other, {.seed = i}, i).ok());
+    ASSERT_TRUE(sampler.Sample(other, {.seed = i}, {i}).ok());
     Sampler fresh;
-    EXPECT_EQ(*sampler.Sample(logits, params, i), forward[i]);
-    EXPECT_EQ(*fresh.Sample(logits, params, i), forward[i]);
+    EXPECT_EQ(*sampler.Sample(logits, params, {i}), forward[i]);
+    EXPECT_EQ(*fresh.Sample(logits, params, {i}), forward[i]);
   }
 }
 
@@ -208,7 +232,7 @@ TEST(SamplerTest, SeedsAndIndicesGiveIndependentNumbers) {
   std::set<double> seen;
   for (const uint64_t seed : {uint64_t{0}, uint64_t{1}, uint64_t{1} << 32, ~uint64_t{0}}) {
     for (const uint64_t index : {uint64_t{0}, uint64_t{1}, uint64_t{1} << 32, ~uint64_t{0}}) {
-      const double uniform = UniformAt(seed, index);
+      const double uniform = UniformAt(seed, {index});
       EXPECT_GE(uniform, 0.0);
       EXPECT_LT(uniform, 1.0);
       seen.insert(uniform);
@@ -222,18 +246,32 @@ TEST(SamplerTest, RandomNumbersArePhilox4x32_10) {
   constexpr uint64_t kFirst = 0x6627e8d5;
   constexpr uint64_t kSecond = 0xe169c58d;
   const uint64_t bits = ((kSecond << 32) | kFirst) >> 11;
-  EXPECT_EQ(UniformAt(0, 0), std::ldexp(static_cast<double>(bits), -53));
+  EXPECT_EQ(UniformAt(0, {}), std::ldexp(static_cast<double>(bits), -53));
+}
+
+TEST(SamplerTest, ChoicesDrawIndependently) {
+  const std::vector<float> logits = RandomLogits(300, 1.0F, 19);
+  Sampler sampler;
+  std::set<std::vector<int32_t>> texts;
+  for (uint32_t choice = 0; choice < 8; ++choice) {
+    std::vector<int32_t> text;
+    for (uint64_t i = 0; i < 20; ++i) {
+      text.push_back(*sampler.Sample(logits, {.seed = 3}, {.index = i, .choice = choice}));
+    }
+    texts.insert(text);
+  }
+  EXPECT_EQ(texts.size(), 8U);
 }
 
 TEST(ValidateSamplingTest, AcceptsTheRanges) {
-  EXPECT_TRUE(ValidateSampling({}).empty());
-  EXPECT_TRUE(ValidateSampling({.temperature = 0.0F, .top_p = 1e-9F, .min_p = 1.0F}).empty());
-  EXPECT_TRUE(ValidateSampling({.temperature = 100.0F, .top_k = 1 << 30}).empty());
+  EXPECT_TRUE(ValidateSampling({}, 10).empty());
+  EXPECT_TRUE(ValidateSampling({.temperature = 0.0F, .top_p = 1e-9F, .min_p = 1.0F}, 10).empty());
+  EXPECT_TRUE(ValidateSampling({.temperature = 100.0F, .top_k = 1 << 30}, 10).empty());
 }
 
 TEST(ValidateSamplingTest, NamesFieldValueAndRangeOfEverything) {
   const auto violations =
-      ValidateSampling({.temperature = 101.0F, .top_k = -3, .top_p = 0.0F, .min_p = kNan});
+      ValidateSampling({.temperature = 101.0F, .top_k = -3, .top_p = 0.0F, .min_p = kNan}, 10);
   ASSERT_EQ(violations.size(), 4U);
   EXPECT_EQ(violations[0].field, "sampling.temperature");
   EXPECT_THAT(violations[0].description, HasSubstr("101 is outside [0, 100]"));
@@ -243,9 +281,25 @@ TEST(ValidateSamplingTest, NamesFieldValueAndRangeOfEverything) {
   EXPECT_THAT(violations[2].description, HasSubstr("0 is outside (0, 1]"));
   EXPECT_EQ(violations[3].field, "sampling.min_p");
   EXPECT_THAT(violations[3].description, HasSubstr("nan is outside [0, 1]"));
-  EXPECT_EQ(ValidateSampling({.temperature = kNan}).size(), 1U);
-  EXPECT_EQ(ValidateSampling({.temperature = -0.1F}).size(), 1U);
-  EXPECT_EQ(ValidateSampling({.top_p = 1.01F}).size(), 1U);
+  const auto more = ValidateSampling({.typical_p = 0.0F,
+                                      .repetition_penalty = 0.0F,
+                                      .presence_penalty = 2.5F,
+                                      .frequency_penalty = kNan,
+                                      .penalty_window = 8193,
+                                      .logit_bias = {{10, 1}, {3, 1}, {3, 2}, {4, 101}, {5, kNan}}},
+                                     10);
+  std::vector<std::string> fields;
+  for (const FieldViolation& violation : more) fields.push_back(violation.field);
+  EXPECT_THAT(
+      fields,
+      ElementsAre("sampling.typical_p", "sampling.repetition_penalty", "sampling.presence_penalty",
+                  "sampling.frequency_penalty", "sampling.penalty_window", "sampling.logit_bias[0]",
+                  "sampling.logit_bias[2]", "sampling.logit_bias[3]", "sampling.logit_bias[4]"));
+  EXPECT_TRUE(ValidateSampling({.logit_bias = {{0, -kInfinity}, {9, 100}, {1, -100}}}, 10).empty());
+  EXPECT_EQ(ValidateSampling({.logit_bias = std::vector<LogitBias>(1025)}, 10).size(), 1U);
+  EXPECT_EQ(ValidateSampling({.temperature = kNan}, 10).size(), 1U);
+  EXPECT_EQ(ValidateSampling({.temperature = -0.1F}, 10).size(), 1U);
+  EXPECT_EQ(ValidateSampling({.top_p = 1.01F}, 10).size(), 1U);
 }
 
 }  // namespace

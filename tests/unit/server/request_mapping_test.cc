@@ -75,6 +75,12 @@ TEST_F(RequestMappingTest, UnsetFieldsTakeNeutralDefaults) {
   EXPECT_EQ(request.sampling.top_p, 1.0F);
   EXPECT_EQ(request.sampling.min_p, 0.0F);
   EXPECT_EQ(request.sampling.seed, 4242U);
+  EXPECT_EQ(request.sampling.typical_p, 1.0F);
+  EXPECT_FALSE(request.sampling.has_penalties());
+  EXPECT_EQ(request.sampling.penalty_window, 1024);
+  EXPECT_THAT(request.sampling.logit_bias, IsEmpty());
+  EXPECT_FALSE(request.logprobs);
+  EXPECT_FALSE(request.echo);
   EXPECT_EQ(request.max_tokens, 100);
   EXPECT_EQ(request.min_tokens, 0);
   EXPECT_FALSE(request.ignore_eos);

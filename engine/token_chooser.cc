@@ -1,0 +1,41 @@
+#include "engine/token_chooser.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace osdn {
+
+TokenChooser::TokenChooser(const GenerationRequest& request, std::vector<int32_t> end_tokens)
+    : request_(&request), end_tokens_(std::move(end_tokens)) {
+  std::sort(end_tokens_.begin(), end_tokens_.end());
+  if (request.sampling.has_penalties()) {
+    penalties_.emplace(request.sampling.penalty_window, request.prompt);
+  }
+}
+
+bool TokenChooser::IsEndToken(int32_t token) const {
+  return std::binary_search(end_tokens_.begin(), end_tokens_.end(), token);
+}
+
+absl::StatusOr<TokenChooser::Choice> TokenChooser::Choose(absl::Span<const float> logits,
+                                                          Sampler* sampler) {
+  const SamplingParams& params = request_->sampling;
+  absl::Span<const float> processed = logits;
+  if (penalties_.has_value() || !params.logit_bias.empty() || masks_end_tokens()) {
+    const absl::Span<float> row = sampler->CopyRow(logits);
+    if (penalties_.has_value()) penalties_->Apply(params, row);
+    ApplyLogitBias(params.logit_bias, row);
+    if (masks_end_tokens()) MaskTokens(end_tokens_, row);
+    processed = row;
+  }
+  const DrawPlace place{.index = static_cast<uint64_t>(chosen_)};
+  const absl::StatusOr<int32_t> token = sampler->Sample(processed, params, place);
+  if (!token.ok()) return token.status();
+  Choice choice{.token = *token};
+  if (request_->logprobs) choice.logprob = ComputeLogprob(logits, *token, request_->top_logprobs);
+  if (penalties_.has_value()) penalties_->Add(*token);
+  ++chosen_;
+  return choice;
+}
+
+}  // namespace osdn

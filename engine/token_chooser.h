@@ -1,0 +1,49 @@
+// How one sequence chooses its next token: everything between the model's logits and the token.
+#ifndef OSDN_ENGINE_TOKEN_CHOOSER_H_
+#define OSDN_ENGINE_TOKEN_CHOOSER_H_
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "engine/generation.h"
+#include "engine/logits.h"
+#include "engine/sampler.h"
+
+namespace osdn {
+
+// One a sequence, used by the loop's thread.
+//
+// Order: penalties, logit biases, masks (stop tokens before min_tokens), then the sampler's filters
+// and the draw. Logprobs are those of the untouched row.
+class TokenChooser {
+ public:
+  struct Choice {
+    int32_t token = -1;
+    std::optional<TokenLogprob> logprob{};  // where the request asks for it
+  };
+
+  // `request` is valid and outlives the chooser. `end_tokens`: what ends this request's completion.
+  TokenChooser(const GenerationRequest& request, std::vector<int32_t> end_tokens);
+
+  // The next token of the completion. `logits` are cut to the vocabulary and stay as they are.
+  // Errors as Sampler::Sample.
+  absl::StatusOr<Choice> Choose(absl::Span<const float> logits, Sampler* sampler);
+
+  bool IsEndToken(int32_t token) const;
+  int64_t chosen() const { return chosen_; }
+
+ private:
+  bool masks_end_tokens() const { return chosen_ < request_->min_tokens; }
+
+  const GenerationRequest* request_;
+  std::vector<int32_t> end_tokens_;  // sorted
+  std::optional<PenaltyWindow> penalties_;
+  int64_t chosen_ = 0;  // tokens, end token included
+};
+
+}  // namespace osdn
+
+#endif  // OSDN_ENGINE_TOKEN_CHOOSER_H_
