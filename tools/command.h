@@ -21,6 +21,7 @@ void AddQuantizeCommand(CLI::App& app, Action* action);
 void AddSynthCommand(CLI::App& app, Action* action);
 void AddInspectCommand(CLI::App& app, Action* action);
 void AddScoreCommand(CLI::App& app, Action* action);
+void AddBenchCommand(CLI::App& app, Action* action);
 void AddGenerateCommand(CLI::App& app, Action* action);
 void AddChatCommand(CLI::App& app, Action* action);
 void AddHealthCommand(CLI::App& app, Action* action);

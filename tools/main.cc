@@ -22,6 +22,7 @@ int Run(int argc, char** argv) {
   osdn::tools::AddSynthCommand(app, &action);
   osdn::tools::AddInspectCommand(app, &action);
   osdn::tools::AddScoreCommand(app, &action);
+  osdn::tools::AddBenchCommand(app, &action);
   osdn::tools::AddGenerateCommand(app, &action);
   osdn::tools::AddChatCommand(app, &action);
   osdn::tools::AddHealthCommand(app, &action);

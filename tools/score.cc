@@ -4,16 +4,14 @@
 #include <charconv>
 #include <chrono>
 #include <memory>
-#include <optional>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
-#include "engine/model.h"
 #include "engine/model_config.h"
 #include "engine/safetensors.h"
-#include "engine/state.h"
-#include "engine/weights.h"
+#include "tools/model_runner.h"
 
 namespace osdn::tools {
 namespace {
@@ -27,57 +25,6 @@ int64_t DefaultStep(int64_t vocab_size) {
   constexpr int64_t kMaxLogits = int64_t{8} << 20;
   const int64_t rows = std::min(kMaxRows, kMaxLogits / vocab_size);
   return std::max(rows / kernels::kChunk, int64_t{1}) * kernels::kChunk;
-}
-
-// Everything that one sequence needs to run.
-struct Runner {
-  ModelConfig config;
-  kernels::BackendChoice backend;
-  std::optional<Weights> weights;
-  std::unique_ptr<Model> model;
-  std::optional<StatePool> pool;
-  int32_t slot = 0;
-};
-
-absl::Status Load(const ScoreOptions& options, int64_t step, Runner* runner) {
-  absl::StatusOr<kernels::BackendChoice> backend = kernels::CreateBackend(options.backend);
-  if (!backend.ok()) return backend.status();
-  runner->backend = *std::move(backend);
-  kernels::Backend* const device = runner->backend.backend.get();
-
-  absl::StatusOr<Weights> weights = Weights::Load(options.model_dir, runner->config,
-                                                  {.verify_checksums = options.verify_checksums});
-  if (!weights.ok()) return weights.status();
-  runner->weights = *std::move(weights);
-
-  absl::StatusOr<std::unique_ptr<Model>> model = Model::Create(
-      runner->config.arch, *runner->weights, device, {.max_rows = step, .max_logit_rows = step});
-  if (!model.ok()) return model.status();
-  runner->model = *std::move(model);
-
-  absl::StatusOr<StatePool> pool =
-      StatePool::Create(device, StateLayout(runner->config.arch), /*slots=*/1);
-  if (!pool.ok()) return pool.status();
-  runner->pool = *std::move(pool);
-  absl::StatusOr<std::optional<int32_t>> slot = runner->pool->Acquire();
-  if (!slot.ok()) return slot.status();
-  runner->slot = slot->value();
-  return absl::OkStatus();
-}
-
-// The logits of all of `tokens`, which follow `position` tokens that the slot has seen.
-absl::Status Forward(Runner* runner, absl::Span<const int32_t> tokens, int64_t position,
-                     absl::Span<float> logits) {
-  const auto rows = static_cast<int64_t>(tokens.size());
-  const kernels::SequenceSpan span = {
-      .row = 0, .length = rows, .position = position, .slot = runner->slot};
-  kernels::BatchView batch;
-  batch.rows = rows;
-  batch.decode_rows = rows == 1 ? 1 : 0;
-  batch.spans = absl::MakeConstSpan(&span, 1);
-  std::vector<int64_t> wanted(tokens.size());
-  for (size_t i = 0; i < wanted.size(); ++i) wanted[i] = static_cast<int64_t>(i);
-  return runner->model->Forward(batch, tokens, wanted, *runner->pool, logits);
 }
 
 }  // namespace
@@ -109,22 +56,28 @@ absl::StatusOr<std::vector<int32_t>> ParseTokenIds(std::string_view text, int64_
 
 absl::StatusOr<ScoreReport> ScoreTokens(const ScoreOptions& options,
                                         const std::function<void(int64_t done)>& progress) {
-  Runner runner;
   absl::StatusOr<ModelConfig> config = LoadModelConfig(options.model_dir);
   if (!config.ok()) return config.status();
-  runner.config = *std::move(config);
-  const int64_t vocab = runner.config.arch.vocab_size;
+  const int64_t vocab = config->arch.vocab_size;
   const auto total = static_cast<int64_t>(options.ids.size());
   const int64_t step = std::min(options.step > 0 ? options.step : DefaultStep(vocab), total);
-  if (absl::Status status = Load(options, step, &runner); !status.ok()) return status;
+  absl::StatusOr<std::unique_ptr<ModelRunner>> runner =
+      ModelRunner::Load({.model_dir = options.model_dir,
+                         .backend = options.backend,
+                         .model = {.max_rows = step, .max_logit_rows = step},
+                         .slots = 1,
+                         .verify_checksums = options.verify_checksums});
+  if (!runner.ok()) return runner.status();
 
   absl::StatusOr<SafetensorsWriter> writer =
       SafetensorsWriter::Create(options.logits_path, {{"logits", "F32", {total, vocab}}}, {});
   if (!writer.ok()) return writer.status();
   ScoreReport report;
-  report.backend = runner.backend.backend->Describe();
+  report.backend = (*runner)->backend().Describe();
   report.step = step;
   std::vector<float> logits(static_cast<size_t>(step * vocab));
+  std::vector<int64_t> all_rows(static_cast<size_t>(step));
+  std::iota(all_rows.begin(), all_rows.end(), int64_t{0});
   for (int64_t position = 0; position < total; position += step) {
     if (options.stop != nullptr && options.stop->load()) {
       return absl::CancelledError("interrupted; nothing was written");
@@ -134,7 +87,9 @@ absl::StatusOr<ScoreReport> ScoreTokens(const ScoreOptions& options,
                             .subspan(static_cast<size_t>(position), static_cast<size_t>(rows));
     const auto out = absl::MakeSpan(logits).first(static_cast<size_t>(rows * vocab));
     const Clock::time_point start = Clock::now();
-    if (absl::Status s = Forward(&runner, tokens, position, out); !s.ok()) return s;
+    const auto wanted = absl::MakeConstSpan(all_rows).first(tokens.size());
+    absl::Status status = (*runner)->Forward(tokens, position, /*slot=*/0, wanted, out);
+    if (!status.ok()) return status;
     report.seconds += std::chrono::duration<double>(Clock::now() - start).count();
     const auto bytes = absl::MakeConstSpan(reinterpret_cast<const std::byte*>(out.data()),
                                            out.size() * sizeof(float));

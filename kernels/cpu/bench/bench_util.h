@@ -19,12 +19,9 @@ Buffer RandomFloats(int64_t count, uint32_t seed);
 Buffer RandomBf16(int64_t count, uint32_t seed);
 Buffer ZeroFloats(int64_t count);
 
-// Bytes a second of all threads reading a buffer far larger than the caches; and of scaling it in
-// place, counting each byte as read and written. Best of a few passes.
+// The machine's ceilings (kernels/cpu/ceilings.h), in bytes and FLOP a second.
 double ReadBandwidth();
 double UpdateBandwidth();
-
-// FLOP/s of oneDNN on a large square product: the ceiling for products.
 double GemmPeak(DType dtype);
 
 }  // namespace osdn::kernels::bench

@@ -60,6 +60,10 @@ TEST_F(CliTest, UsageErrorsExitWithTwo) {
                                 "synth",
                                 "synth a",
                                 "synth a --config b --dtype int2",
+                                "bench",
+                                "bench --model a --batch x",
+                                "bench --model a --read-buffer-mib 0",
+                                "bench --model a --prompt 5 --no-prefill",
                                 "inspect",
                                 "score",
                                 "score --model a --ids-file b --logits-out c --step 0",
@@ -80,8 +84,8 @@ TEST_F(CliTest, UsageErrorsExitWithTwo) {
 TEST_F(CliTest, HelpAndVersion) {
   EXPECT_EQ(Run("--version").code, 0);
   EXPECT_THAT(Run("--version").out, HasSubstr("osdn-tools "));
-  for (const char* command :
-       {"convert", "quantize", "synth", "inspect", "score", "generate", "chat", "health"}) {
+  for (const char* command : {"convert", "quantize", "synth", "inspect", "score", "bench",
+                              "generate", "chat", "health"}) {
     EXPECT_EQ(Run(std::string(command) + " --help").code, 0) << command;
     EXPECT_THAT(Run("--help").out, HasSubstr(command));
   }
@@ -159,6 +163,23 @@ TEST_F(CliTest, Synth) {
   const Outcome absent = Run("synth --config " + (dir_ / "no.yaml") + " " + (dir_ / "x"));
   EXPECT_EQ(absent.code, 1);
   EXPECT_THAT(absent.err, HasSubstr("no.yaml"));
+}
+
+TEST_F(CliTest, Bench) {
+  ConvertGolden("tiny");
+  const std::string bench =
+      "bench --model " + (dir_ / "model") +
+      " --backend reference --batch 1,2 --position 7 --prompt 3 --repeat 1 --seconds 0.01";
+  const Outcome text = Run(bench);
+  ASSERT_EQ(text.code, 0) << text.err;
+  EXPECT_THAT(text.out, HasSubstr("by op"));
+  EXPECT_THAT(text.out, HasSubstr("ceilings         none"));
+  const Outcome json = Run(bench + " --json --no-prefill");
+  EXPECT_EQ(json.code, 2) << "prompts and no prefill";
+  const Outcome bad = Run("bench --model " + (dir_ / "model") + " --batch 0 --prompt 0,5");
+  EXPECT_EQ(bad.code, 1);
+  EXPECT_THAT(bad.err, HasSubstr("batch: 0"));
+  EXPECT_THAT(bad.err, HasSubstr("prompt: 0"));
 }
 
 TEST_F(CliTest, GenerateInThisProcess) {
