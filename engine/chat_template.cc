@@ -1,5 +1,7 @@
 #include "engine/chat_template.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "engine/tokenizer.h"
@@ -29,6 +31,27 @@ absl::Status AppendParts(const std::vector<TemplatePart>& parts, const Tokenizer
   return absl::OkStatus();
 }
 
+// Each message, then the generation prompt.
+absl::Status AppendMessages(const ChatTemplate& chat, const Tokenizer& tokenizer,
+                            absl::Span<const ChatMessage> messages, std::vector<int32_t>* ids,
+                            std::vector<int64_t>* ends) {
+  for (size_t i = 0; i < messages.size(); ++i) {
+    const auto role = chat.roles.find(messages[i].role);
+    if (role == chat.roles.end()) {
+      const auto name = [](std::string* out, const auto& item) { *out += item.first; };
+      return absl::InvalidArgumentError(absl::StrCat("messages[", i, "].role: \"", messages[i].role,
+                                                     "\" is not one of ",
+                                                     absl::StrJoin(chat.roles, ", ", name)));
+    }
+    if (absl::Status s = AppendParts(role->second.prefix, tokenizer, ids); !s.ok()) return s;
+    const std::vector<int32_t> content = tokenizer.Encode(messages[i].content);
+    ids->insert(ids->end(), content.begin(), content.end());
+    if (absl::Status s = AppendParts(role->second.suffix, tokenizer, ids); !s.ok()) return s;
+    if (ends != nullptr) ends->push_back(static_cast<int64_t>(ids->size()));
+  }
+  return AppendParts(chat.generation_prompt, tokenizer, ids);
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<int32_t>> RenderChat(const ChatTemplate& chat,
@@ -44,22 +67,34 @@ absl::StatusOr<std::vector<int32_t>> RenderChat(const ChatTemplate& chat,
     }
     ids.push_back(*bos_id);
   }
-  for (size_t i = 0; i < messages.size(); ++i) {
-    const auto role = chat.roles.find(messages[i].role);
-    if (role == chat.roles.end()) {
-      const auto name = [](std::string* out, const auto& item) { *out += item.first; };
-      return absl::InvalidArgumentError(absl::StrCat("messages[", i, "].role: \"", messages[i].role,
-                                                     "\" is not one of ",
-                                                     absl::StrJoin(chat.roles, ", ", name)));
-    }
-    if (absl::Status s = AppendParts(role->second.prefix, tokenizer, &ids); !s.ok()) return s;
-    const std::vector<int32_t> content = tokenizer.Encode(messages[i].content);
-    ids.insert(ids.end(), content.begin(), content.end());
-    if (absl::Status s = AppendParts(role->second.suffix, tokenizer, &ids); !s.ok()) return s;
-    if (ends != nullptr) ends->push_back(static_cast<int64_t>(ids.size()));
-  }
-  if (absl::Status s = AppendParts(chat.generation_prompt, tokenizer, &ids); !s.ok()) return s;
+  if (absl::Status s = AppendMessages(chat, tokenizer, messages, &ids, ends); !s.ok()) return s;
   return ids;
+}
+
+absl::StatusOr<std::vector<int32_t>> RenderChatTurn(const ChatTemplate& chat,
+                                                    const Tokenizer& tokenizer,
+                                                    const std::string& open_role,
+                                                    absl::Span<const ChatMessage> messages) {
+  if (messages.empty()) return absl::InvalidArgumentError("messages: empty, want at least one");
+  std::vector<int32_t> ids;
+  if (const auto role = chat.roles.find(open_role); role != chat.roles.end()) {
+    if (absl::Status s = AppendParts(role->second.suffix, tokenizer, &ids); !s.ok()) return s;
+  }
+  if (absl::Status s = AppendMessages(chat, tokenizer, messages, &ids, nullptr); !s.ok()) return s;
+  return ids;
+}
+
+std::string GenerationRole(const ChatTemplate& chat) {
+  const auto same = [](const TemplatePart& a, const TemplatePart& b) {
+    return a.is_token == b.is_token && a.value == b.value;
+  };
+  const std::vector<TemplatePart>& opening = chat.generation_prompt;
+  for (const auto& [name, role] : chat.roles) {
+    if (std::equal(role.prefix.begin(), role.prefix.end(), opening.begin(), opening.end(), same)) {
+      return name;
+    }
+  }
+  return chat.roles.contains("assistant") ? "assistant" : "";
 }
 
 absl::StatusOr<std::vector<int32_t>> ChatStopIds(const ChatTemplate& chat,

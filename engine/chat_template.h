@@ -55,6 +55,16 @@ absl::StatusOr<std::vector<int32_t>> RenderChat(const ChatTemplate& chat,
                                                 absl::Span<const ChatMessage> messages,
                                                 std::vector<int64_t>* ends = nullptr);
 
+// What comes after an answer that the model has in its state: the end of the open message
+// (`open_role`; empty: none is open), then `messages` and the generation prompt.
+absl::StatusOr<std::vector<int32_t>> RenderChatTurn(const ChatTemplate& chat,
+                                                    const Tokenizer& tokenizer,
+                                                    const std::string& open_role,
+                                                    absl::Span<const ChatMessage> messages);
+
+// The role whose message the generation prompt opens; empty if the template has none such.
+std::string GenerationRole(const ChatTemplate& chat);
+
 // Ids of the template's stop tokens.
 absl::StatusOr<std::vector<int32_t>> ChatStopIds(const ChatTemplate& chat,
                                                  const Tokenizer& tokenizer);

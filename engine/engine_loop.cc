@@ -212,7 +212,24 @@ void EngineLoop::TakeResults() {
 }
 
 std::optional<Ending> EngineLoop::TakeLogits(Sequence* sequence, absl::Span<float> logits) {
-  return sequence->TakeLogits(logits, &sampler_, Clock::now());
+  std::optional<Ending> ending = sequence->TakeLogits(logits, &sampler_, Clock::now());
+  if (!ending.has_value() || !sequence->leaves_state(ending->reason)) return ending;
+  if (absl::Status s = LeaveState(sequence, ending->reason, logits); !s.ok())
+    return InternalEnding(s);
+  return ending;
+}
+
+absl::Status EngineLoop::LeaveState(Sequence* sequence, FinishReason reason,
+                                    absl::Span<const float> logits) {
+  auto image = std::make_shared<StateImage>(executor_->slot_bytes());
+  if (absl::Status s = executor_->SaveSlot(sequence->slot(), image->mutable_state()); !s.ok()) {
+    return s;
+  }
+  image->position = sequence->position();
+  const bool goes_on_from_logits = reason == FinishReason::kStop || !sequence->has_sampled();
+  if (goes_on_from_logits) image->logits.assign(logits.begin(), logits.end());
+  sequence->LeaveState(reason, std::move(image));
+  return absl::OkStatus();
 }
 
 std::unique_ptr<Sequence> EngineLoop::TakeRunning(const Sequence* sequence) {

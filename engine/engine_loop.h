@@ -86,6 +86,8 @@ class EngineLoop {
   void BuildBatch(const StepPlan& plan);
   absl::Status RunBatch();
   void TakeResults();
+  // Copies the slot for whoever asked for the state; `logits` are those after its last token.
+  absl::Status LeaveState(Sequence* sequence, FinishReason reason, absl::Span<const float> logits);
   // Samples the sequence's next token; the ending if it was the last.
   std::optional<Ending> TakeLogits(Sequence* sequence, absl::Span<float> logits);
   std::unique_ptr<Sequence> TakeRunning(const Sequence* sequence);

@@ -28,7 +28,8 @@ void CheckIds(absl::string_view field, absl::Span<const int32_t> ids, int64_t vo
 void CheckPrompt(const GenerationRequest& request, const GenerationLimits& limits,
                  std::vector<FieldViolation>* violations) {
   const auto tokens = static_cast<int64_t>(request.prompt.size());
-  if (tokens == 0) violations->push_back({"prompt", "0 tokens: at least 1 is needed"});
+  if (tokens == 0 && request.state.resume == nullptr)
+    violations->push_back({"prompt", "0 tokens: at least 1 is needed"});
   if (tokens > limits.max_prompt_tokens) {
     violations->push_back(
         {"prompt", absl::StrCat(tokens, " tokens: at most ", limits.max_prompt_tokens)});
@@ -76,9 +77,10 @@ std::vector<FieldViolation> ValidateGeneration(const GenerationRequest& request,
   for (FieldViolation& violation : ValidateSampling(request.sampling, limits.vocab_size)) {
     violations.push_back(std::move(violation));
   }
-  if (request.max_tokens < 1) {
+  const int64_t least = request.state.want_state ? 0 : 1;
+  if (request.max_tokens < least) {
     violations.push_back(
-        {"stop.max_tokens", absl::StrCat(request.max_tokens, ": at least 1 is needed")});
+        {"stop.max_tokens", absl::StrCat(request.max_tokens, ": at least ", least, " is needed")});
   }
   if (request.min_tokens < 0 || request.min_tokens > request.max_tokens) {
     violations.push_back({"stop.min_tokens",

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <variant>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "engine/logits.h"
 #include "engine/prefix_reuse.h"
 #include "engine/sampling_params.h"
+#include "engine/snapshot.h"
 
 namespace osdn {
 
@@ -20,10 +22,18 @@ inline constexpr int64_t kMaxStopStringBytes = 256;
 inline constexpr int64_t kMaxStopTokenIds = 64;
 inline constexpr int64_t kMaxCacheSaltBytes = 256;
 
+// Where a generation starts from and what it leaves.
+struct StateParams {
+  // Goes on from here: `prompt` is what is new, and may be empty.
+  std::shared_ptr<const SequenceSnapshot> resume{};
+  bool want_state = false;  // GenerationFinished::state, unless the prompt was not read to its end
+  std::string open_role{};  // SequenceSnapshot::open_role of the state that is left
+};
+
 struct GenerationRequest {
   std::vector<int32_t> prompt{};  // token ids, not empty, all in the vocabulary
   SamplingParams sampling{};
-  int64_t max_tokens = 0;  // >= 1
+  int64_t max_tokens = 0;  // >= 1; with state.want_state 0 reads the prompt only
   int64_t min_tokens = 0;  // 0..max_tokens; before, end-of-text and stop tokens are not
                            // sampled and stop strings are passed over
   bool ignore_eos = false;
@@ -34,6 +44,7 @@ struct GenerationRequest {
   bool logprobs = false;     // of each token, in the model's own distribution
   int32_t top_logprobs = 0;  // and of so many likeliest ones: 0..kMaxTopLogprobs; needs logprobs
   bool echo = false;         // the prompt's tokens and text come first
+  StateParams state{};
 };
 
 // What an engine can serve, as far as requests must keep to it.
@@ -85,6 +96,7 @@ struct GenerationFinished {
   int64_t cached_tokens = 0;
   int64_t completion_tokens = 0;
   GenerationTimings timings{};
+  std::shared_ptr<const SequenceSnapshot> state{};  // where it was asked for
 };
 
 using GenerationEvent = std::variant<PrefillProgress, TokenDelta, GenerationFinished>;

@@ -25,16 +25,31 @@ Sequence::Sequence(GenerationRequest request, std::shared_ptr<TokenStream> strea
       chooser_(request_, EndTokens(request_, *vocabulary)),
       submitted_(submitted) {
   if (vocabulary_->token_bytes) {
-    const bool restarts =
-        vocabulary_->restarts_text && vocabulary_->restarts_text(request_.prompt.back());
+    const bool restarts = vocabulary_->restarts_text && !request_.prompt.empty() &&
+                          vocabulary_->restarts_text(request_.prompt.back());
     text_.emplace(request_.stop_strings, restarts);
+  }
+  if (request_.state.resume != nullptr) Resume();
+  for (const int32_t token : request_.prompt) history_hash_ = ExtendHistory(history_hash_, token);
+}
+
+void Sequence::Resume() {
+  const SequenceSnapshot& from = *request_.state.resume;
+  base_ = from.image->position;
+  position_ = base_;
+  history_hash_ = from.history_hash;
+  prefix_.image = from.image;
+  // Text goes on only where nothing comes between.
+  if (text_.has_value() && request_.prompt.empty()) text_->Resume(from.text);
+  if (from.pending_token >= 0) {
+    request_.prompt.insert(request_.prompt.begin(), from.pending_token);
   }
 }
 
 RunningSequence Sequence::schedule_view() const {
   return {.id = id_,
           .position = position_,
-          .prompt_remaining = std::max<int64_t>(prompt_tokens() - position_, 0),
+          .prompt_remaining = std::max<int64_t>(prompt_end() - position_, 0),
           .next_cut = prefix_.cuts.empty() ? 0 : prefix_.cuts.front(),
           .stalled = stalled()};
 }
@@ -42,7 +57,7 @@ RunningSequence Sequence::schedule_view() const {
 WaitingPrompt Sequence::waiting_view() const {
   const int64_t start = prefix_.image != nullptr ? prefix_.image->position : position_;
   return {.id = id_,
-          .prompt_tokens = prompt_tokens() - start,
+          .prompt_tokens = prompt_end() - start,
           .position = start,
           .next_cut = prefix_.cuts.empty() ? 0 : prefix_.cuts.front()};
 }
@@ -65,23 +80,27 @@ void Sequence::Admit(int32_t slot, Clock::time_point now) {
 absl::Span<const int32_t> Sequence::InputTokens(int64_t count) const {
   if (prefilled()) return {&last_token_, 1};
   return absl::MakeConstSpan(request_.prompt)
-      .subspan(static_cast<size_t>(position_), static_cast<size_t>(count));
+      .subspan(static_cast<size_t>(position_ - base_), static_cast<size_t>(count));
 }
 
 void Sequence::Advance(int64_t count) {
   const bool prefilling = !prefilled();
   position_ += count;
+  if (!prefilling) history_hash_ = ExtendHistory(history_hash_, last_token_);
   if (prefilling && request_.want_prefill_progress) {
-    stream_->Push(PrefillProgress{position_, prompt_tokens()});
+    stream_->Push(PrefillProgress{position_, prompt_end()});
   }
 }
 
 void Sequence::EmitPrompt() {
   TokenDelta echo;
-  echo.token_ids = request_.prompt;
+  // A resumed state's pending token stands first, and was told by the request that left it.
+  const bool pending =
+      request_.state.resume != nullptr && request_.state.resume->pending_token >= 0;
+  echo.token_ids.assign(request_.prompt.begin() + (pending ? 1 : 0), request_.prompt.end());
   if (text_.has_value()) {
     TextStream prompt({}, /*strip_leading_space=*/vocabulary_->restarts_text != nullptr);
-    for (const int32_t id : request_.prompt) {
+    for (const int32_t id : echo.token_ids) {
       echo.text += prompt.Append(vocabulary_->token_bytes(id));
     }
     echo.text += prompt.Flush();
@@ -91,6 +110,8 @@ void Sequence::EmitPrompt() {
 
 std::optional<Ending> Sequence::TakeLogits(absl::Span<const float> logits, Sampler* sampler,
                                            Clock::time_point now) {
+  // Only the state was wanted.
+  if (request_.max_tokens == 0) return Ending{FinishReason::kLength, absl::OkStatus()};
   // Rows beyond the tokenizer's vocabulary are padding of the matrix.
   logits = logits.first(static_cast<size_t>(vocabulary_->size));
   absl::StatusOr<TokenChooser::Choice> choice = chooser_.Choose(logits, sampler);
@@ -103,6 +124,7 @@ std::optional<Ending> Sequence::TakeLogits(absl::Span<const float> logits, Sampl
   last_token_ = choice->token;
   if (chooser_.IsEndToken(choice->token)) return Ending{FinishReason::kStop, absl::OkStatus()};
 
+  if (wants_state()) generated_.push_back(choice->token);
   TokenDelta delta;
   delta.token_ids.push_back(choice->token);
   if (choice->logprob.has_value()) delta.logprobs.push_back(*std::move(choice->logprob));
@@ -131,6 +153,39 @@ GenerationTimings Sequence::Timings(Clock::time_point now) const {
   return timings;
 }
 
+bool Sequence::leaves_state(FinishReason reason) const {
+  return wants_state() && prefilled() && reason != FinishReason::kCancelled &&
+         reason != FinishReason::kError;
+}
+
+void Sequence::LeaveState(FinishReason reason, std::shared_ptr<const StateImage> image) {
+  SequenceSnapshot left;
+  left.image = std::move(image);
+  left.seed = request_.sampling.seed;
+  left.random_index = chooser_.next_draw();
+  left.history_hash = history_hash_;
+  // A stop token is no part of the answer and not in the state: going on samples it again.
+  if (reason == FinishReason::kStop) {
+    --left.random_index;
+  } else if (has_sampled()) {
+    left.pending_token = last_token_;
+  }
+  std::vector<int32_t>& recent = left.recent_tokens;
+  if (const SequenceSnapshot* from = request_.state.resume.get()) {
+    recent = from->recent_tokens;
+    // It is in the prompt here too.
+    if (from->pending_token >= 0 && !recent.empty()) recent.pop_back();
+  }
+  recent.insert(recent.end(), request_.prompt.begin(), request_.prompt.end());
+  recent.insert(recent.end(), generated_.begin(), generated_.end());
+  if (recent.size() > kSnapshotRecentTokens) {
+    recent.erase(recent.begin(), recent.end() - static_cast<ptrdiff_t>(kSnapshotRecentTokens));
+  }
+  if (text_.has_value()) left.text = text_->tail();
+  left.open_role = request_.state.open_role;
+  left_state_ = std::make_shared<const SequenceSnapshot>(std::move(left));
+}
+
 void Sequence::Finish(const Ending& ending, Clock::time_point now) {
   GenerationFinished finished;
   if (text_.has_value()) {
@@ -141,7 +196,8 @@ void Sequence::Finish(const Ending& ending, Clock::time_point now) {
   }
   finished.reason = ending.reason;
   finished.status = ending.status;
-  finished.prompt_tokens = prompt_tokens();
+  finished.prompt_tokens = prompt_end();
+  finished.state = std::move(left_state_);
   finished.cached_tokens = cached_tokens_;
   finished.completion_tokens = chooser_.chosen();
   finished.timings = Timings(now);

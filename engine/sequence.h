@@ -53,6 +53,7 @@ class Sequence {
   void set_id(uint64_t id) { id_ = id; }
   int32_t slot() const { return slot_; }
   int64_t position() const { return position_; }
+  // Input to be read, beside what a resumed state holds.
   int64_t prompt_tokens() const { return static_cast<int64_t>(request_.prompt.size()); }
   absl::Span<const int32_t> prompt() const { return request_.prompt; }
   bool cancelled() const { return stream_->cancelled(); }
@@ -62,7 +63,7 @@ class Sequence {
   WaitingPrompt waiting_view() const;
 
   // Its prompt's states may be shared with other requests.
-  bool cacheable() const { return !request_.cache.skip; }
+  bool cacheable() const { return !request_.cache.skip && request_.state.resume == nullptr; }
   const PrefixCacheParams& cache_params() const { return request_.cache; }
   PrefixPlan& prefix() { return prefix_; }
   const PrefixPlan& prefix() const { return prefix_; }
@@ -77,16 +78,25 @@ class Sequence {
   // `count` input tokens are in the state now. Tells progress where asked for.
   void Advance(int64_t count);
   // All of the prompt is in the state: the next thing is TakeLogits.
-  bool prefilled() const { return position_ >= prompt_tokens(); }
+  bool prefilled() const { return position_ >= prompt_end(); }
   // Samples from the logits after the last input token and emits what became showable. The ending
   // if the sequence is done.
   std::optional<Ending> TakeLogits(absl::Span<const float> logits, Sampler* sampler,
                                    Clock::time_point now);
+  // Whether an end for this reason leaves a state, and the logits of every step are needed for it.
+  bool wants_state() const { return request_.state.want_state; }
+  bool leaves_state(FinishReason reason) const;
+  bool has_sampled() const { return chooser_.chosen() > 0; }
+  // What Finish tells as the state that is left, around `image` of the slot. Without a pending
+  // token the image has the logits after its last one.
+  void LeaveState(FinishReason reason, std::shared_ptr<const StateImage> image);
   // Flushes held text and emits GenerationFinished. Last call.
   void Finish(const Ending& ending, Clock::time_point now);
 
  private:
   void EmitPrompt();
+  void Resume();
+  int64_t prompt_end() const { return base_ + prompt_tokens(); }
   GenerationTimings Timings(Clock::time_point now) const;
 
   GenerationRequest request_;
@@ -96,10 +106,14 @@ class Sequence {
   std::optional<TextStream> text_;  // none without a tokenizer
   uint64_t id_ = 0;
   int32_t slot_ = -1;
+  int64_t base_ = 0;           // tokens in the state it resumed
   int64_t position_ = 0;       // tokens in the state
   int64_t cached_tokens_ = 0;  // of them, not computed for this request
   PrefixPlan prefix_;
   int32_t last_token_ = -1;
+  uint64_t history_hash_ = 0;       // of the prompt, then of every token that was fed
+  std::vector<int32_t> generated_;  // where a state is wanted
+  std::shared_ptr<const SequenceSnapshot> left_state_;
   Clock::time_point submitted_;
   std::optional<Clock::time_point> admitted_;
   std::optional<Clock::time_point> first_token_;

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <openssl/evp.h>
+#include <openssl/hmac.h>
 #include <unistd.h>
 
 #include <array>
@@ -44,6 +45,20 @@ std::string Sha256Hex(absl::Span<const std::byte> data) {
   Sha256 hash;
   hash.Update(data);
   return hash.Finish();
+}
+
+std::string Sha256Digest(absl::Span<const std::byte> data) {
+  return absl::HexStringToBytes(Sha256Hex(data));
+}
+
+std::string HmacSha256(absl::string_view key, absl::Span<const std::byte> data) {
+  std::array<unsigned char, EVP_MAX_MD_SIZE> digest = {};
+  unsigned int size = 0;
+  const unsigned char* made =
+      HMAC(EVP_sha256(), key.data(), static_cast<int>(key.size()),
+           reinterpret_cast<const unsigned char*>(data.data()), data.size(), digest.data(), &size);
+  if (made == nullptr) return "";  // no memory or no algorithm: matches no signature
+  return {reinterpret_cast<const char*>(digest.data()), size};
 }
 
 absl::StatusOr<FileHash> HashFile(const std::string& path) {

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 
 namespace osdn {
@@ -27,6 +28,11 @@ class Sha256 {
 };
 
 std::string Sha256Hex(absl::Span<const std::byte> data);
+
+// The digest as 32 bytes.
+std::string Sha256Digest(absl::Span<const std::byte> data);
+// HMAC-SHA256 of `data` under `key`, 32 bytes.
+std::string HmacSha256(absl::string_view key, absl::Span<const std::byte> data);
 
 struct FileHash {
   int64_t bytes = 0;

@@ -30,6 +30,7 @@ class StopMatcher {
     return patterns_[static_cast<size_t>(matched_)].text;
   }
   size_t held_bytes() const { return held_.size(); }
+  std::string_view held() const { return held_; }
 
  private:
   struct Pattern {

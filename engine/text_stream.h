@@ -3,6 +3,7 @@
 #ifndef OSDN_ENGINE_TEXT_STREAM_H_
 #define OSDN_ENGINE_TEXT_STREAM_H_
 
+#include <cstddef>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -12,6 +13,13 @@
 #include "engine/utf8_decoder.h"
 
 namespace osdn {
+
+// What a stream holds back, so that another one can go on from there.
+struct TextTail {
+  std::string stop_held{};  // bytes that may be the beginning of a stop string
+  std::string utf8_held{};  // of an unfinished character
+  bool strip_leading_space = false;
+};
 
 // Holds back at most 3 bytes of an unfinished UTF-8 character and the longest live prefix of a stop
 // string; both are released as soon as they cannot be needed, or by Flush. Stop strings are matched
@@ -32,10 +40,21 @@ class TextStream {
   std::string Flush();
   std::optional<std::string> matched_stop() const;
 
+  // Before Flush: what it would give out.
+  TextTail tail() const;
+  // Goes on where the stream that had this tail, and was then flushed, ended: what was flushed is
+  // not given out again, but stop strings and characters that began in it are found. Before the
+  // first Append.
+  void Resume(const TextTail& tail);
+
  private:
+  // Bytes that left the matcher, as text.
+  std::string Decode(std::string_view bytes);
+
   StopMatcher stops_;
   Utf8Decoder decoder_;
   bool strip_leading_space_;
+  size_t shown_ = 0;  // bytes to leave the matcher next that were given out before Resume
 };
 
 }  // namespace osdn

@@ -8,8 +8,13 @@ namespace osdn {
 TokenChooser::TokenChooser(const GenerationRequest& request, std::vector<int32_t> end_tokens)
     : request_(&request), end_tokens_(std::move(end_tokens)) {
   std::sort(end_tokens_.begin(), end_tokens_.end());
+  const SequenceSnapshot* resumed = request.state.resume.get();
+  if (resumed != nullptr) first_draw_ = resumed->random_index;
   if (request.sampling.has_penalties()) {
-    penalties_.emplace(request.sampling.penalty_window, request.prompt);
+    std::vector<int32_t> tokens;
+    if (resumed != nullptr) tokens = resumed->recent_tokens;
+    tokens.insert(tokens.end(), request.prompt.begin(), request.prompt.end());
+    penalties_.emplace(request.sampling.penalty_window, tokens);
   }
 }
 
@@ -28,7 +33,7 @@ absl::StatusOr<TokenChooser::Choice> TokenChooser::Choose(absl::Span<const float
     if (masks_end_tokens()) MaskTokens(end_tokens_, row);
     processed = row;
   }
-  const DrawPlace place{.index = static_cast<uint64_t>(chosen_)};
+  const DrawPlace place{.index = next_draw()};
   const absl::StatusOr<int32_t> token = sampler->Sample(processed, params, place);
   if (!token.ok()) return token.status();
   Choice choice{.token = *token};

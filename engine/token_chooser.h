@@ -34,6 +34,8 @@ class TokenChooser {
 
   bool IsEndToken(int32_t token) const;
   int64_t chosen() const { return chosen_; }
+  // The random numbers' counter of the next token.
+  uint64_t next_draw() const { return first_draw_ + static_cast<uint64_t>(chosen_); }
 
  private:
   bool masks_end_tokens() const { return chosen_ < request_->min_tokens; }
@@ -41,7 +43,8 @@ class TokenChooser {
   const GenerationRequest* request_;
   std::vector<int32_t> end_tokens_;  // sorted
   std::optional<PenaltyWindow> penalties_;
-  int64_t chosen_ = 0;  // tokens, end token included
+  uint64_t first_draw_ = 0;  // goes on where a resumed state ended
+  int64_t chosen_ = 0;       // tokens, end token included
 };
 
 }  // namespace osdn

@@ -18,6 +18,7 @@ class Utf8Decoder {
   // The unfinished character, if any, as U+FFFD.
   std::string Flush();
   size_t held_bytes() const { return held_.size(); }
+  std::string_view held() const { return held_; }
 
  private:
   std::string held_;  // a proper prefix of a well-formed character

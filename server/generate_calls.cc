@@ -27,8 +27,13 @@ uint64_t DrawSeed() {
 
 // Reads and checks `request`: every violation at once.
 absl::StatusOr<GenerationRequest> ReadRequest(const CallEnvironment& environment,
-                                              const v1::GenerateRequest& request) {
+                                              const v1::GenerateRequest& request,
+                                              bool prompt_only) {
   RequestContext context;
+  auto resume = environment.states->Load(request.state());
+  if (!resume.ok()) return resume.status();
+  context.resume = *std::move(resume);
+  context.prompt_only = prompt_only;
   context.config = &environment.engine->config();
   context.tokenizer = environment.engine->tokenizer();
   context.max_tokens_default = environment.max_tokens_default;
@@ -56,10 +61,11 @@ class GenerationCall : public GenerationSink {
 
  protected:
   GenerationCall(const char* method, const CallEnvironment& environment,
-                 const v1::GenerateRequest* request)
+                 const v1::GenerateRequest* request, bool prompt_only = false)
       : environment_(environment),
         method_(method),
         request_(request),
+        prompt_only_(prompt_only),
         driver_(std::make_shared<GenerationDriver>(this, environment.writers)) {}
   ~GenerationCall() = default;
 
@@ -72,7 +78,9 @@ class GenerationCall : public GenerationSink {
 
   // Last thing of the constructor: from here on other threads know the call.
   void Begin() {
-    environment_.workers->Post([this] { Submit(); });
+    // Where there is a state to be read, on the threads that may wait for the disk.
+    const bool reads = request_->state().from_case() != v1::StateOptions::FROM_NOT_SET;
+    (reads ? environment_.storage : environment_.workers)->Post([this] { Submit(); });
   }
 
   GenerationDriver& driver() { return *driver_; }
@@ -83,12 +91,14 @@ class GenerationCall : public GenerationSink {
       *logprobs->Add() = ToProto(logprob, environment_.engine->tokenizer());
     }
   }
+  // What was kept of the state, by the time of Complete.
+  StateAccess::Left& left() { return left_; }
   const std::string& model_name() const { return environment_.engine->config().name; }
 
  private:
   void Submit() {
     if (driver_->cancelled()) return FailWith(absl::CancelledError("cancelled by the client"));
-    absl::StatusOr<GenerationRequest> request = ReadRequest(environment_, *request_);
+    absl::StatusOr<GenerationRequest> request = ReadRequest(environment_, *request_, prompt_only_);
     if (!request.ok()) return FailWith(request.status());
     params_ = ToResolvedParams(*request);
     absl::StatusOr<std::shared_ptr<TokenStream>> stream =
@@ -107,6 +117,17 @@ class GenerationCall : public GenerationSink {
     if (finished.reason == FinishReason::kCancelled) {
       return FailWith(absl::CancelledError("cancelled by the client"));
     }
+    if (finished.state == nullptr) return EndWell(finished);
+    environment_.storage->Post([this, finished] {
+      absl::StatusOr<StateAccess::Left> left =
+          environment_.states->Leave(*finished.state, request_->state());
+      if (!left.ok()) return FailWith(left.status());
+      left_ = *std::move(left);
+      EndWell(finished);
+    });
+  }
+
+  void EndWell(const GenerationFinished& finished) {
     Log(absl::StatusCode::kOk, finished.prompt_tokens, finished.completion_tokens);
     Complete(finished);
   }
@@ -130,10 +151,19 @@ class GenerationCall : public GenerationSink {
   const CallEnvironment environment_;
   const char* const method_;
   const v1::GenerateRequest* const request_;
+  const bool prompt_only_;
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   const std::shared_ptr<GenerationDriver> driver_;
   v1::ResolvedParams params_;
+  StateAccess::Left left_;
 };
+
+// The state that was kept, into a message that has fields for it.
+template <class Message>
+void TellState(StateAccess::Left* left, Message* message) {
+  if (!left->info.state_id().empty()) *message->mutable_state() = std::move(left->info);
+  message->set_state_blob(std::move(left->blob));
+}
 
 class UnaryCall final : public grpc::ServerUnaryReactor, private GenerationCall {
  public:
@@ -163,6 +193,7 @@ class UnaryCall final : public grpc::ServerUnaryReactor, private GenerationCall 
     *response_->mutable_timings() = ToTimings(finished.timings);
     *response_->mutable_params() = params();
     response_->set_model(model_name());
+    TellState(&left(), response_);
     Finish(grpc::Status::OK);
   }
   void Fail(const grpc::Status& status) override { Finish(status); }
@@ -218,11 +249,43 @@ class StreamCall final : public grpc::ServerWriteReactor<v1::GenerateStreamRespo
     *message->mutable_timings() = ToTimings(finished.timings);
     *message->mutable_params() = params();
     message->set_model(model_name());
+    TellState(&left(), message);
     StartWriteAndFinish(&frame_, grpc::WriteOptions(), grpc::Status::OK);
   }
   void Fail(const grpc::Status& status) override { Finish(status); }
 
   v1::GenerateStreamResponse frame_;
+};
+
+class SaveStateCall final : public grpc::ServerUnaryReactor, private GenerationCall {
+ public:
+  SaveStateCall(const CallEnvironment& environment, const v1::SaveStateRequest* request,
+                v1::SaveStateResponse* response)
+      : GenerationCall("SaveState", environment, &generate_, /*prompt_only=*/true),
+        response_(response) {
+    *generate_.mutable_prompt() = request->prompt();
+    *generate_.mutable_state() = request->state();
+    *generate_.mutable_cache() = request->cache();
+    v1::StateOptions* state = generate_.mutable_state();
+    if (!state->has_save_state_as()) state->set_save_state_as("");
+    Begin();
+  }
+
+  void OnCancel() override { driver().Cancel(); }
+  void OnDone() override { delete this; }
+
+ private:
+  bool OnDelta(const TokenDelta&) override { return true; }
+  bool OnProgress(const PrefillProgress&) override { return true; }
+  void Complete(const GenerationFinished& finished) override {
+    *response_->mutable_usage() = ToUsage(finished);
+    TellState(&left(), response_);
+    Finish(grpc::Status::OK);
+  }
+  void Fail(const grpc::Status& status) override { Finish(status); }
+
+  v1::GenerateRequest generate_;
+  v1::SaveStateResponse* const response_;
 };
 
 }  // namespace
@@ -236,6 +299,12 @@ grpc::ServerUnaryReactor* StartGenerateCall(const CallEnvironment& environment,
 grpc::ServerWriteReactor<v1::GenerateStreamResponse>* StartGenerateStreamCall(
     const CallEnvironment& environment, const v1::GenerateRequest* request) {
   return new StreamCall(environment, request);
+}
+
+grpc::ServerUnaryReactor* StartSaveStateCall(const CallEnvironment& environment,
+                                             const v1::SaveStateRequest* request,
+                                             v1::SaveStateResponse* response) {
+  return new SaveStateCall(environment, request, response);
 }
 
 }  // namespace osdn

@@ -10,7 +10,9 @@
 
 #include "engine/engine.h"
 #include "osdn/v1/inference.grpc.pb.h"
+#include "osdn/v1/session.pb.h"
 #include "server/executor.h"
+#include "server/state_access.h"
 
 namespace osdn {
 
@@ -19,6 +21,8 @@ struct CallEnvironment {
   Engine* engine = nullptr;
   Executor* workers = nullptr;  // reading requests: tokenizing a long prompt takes a while
   Executor* writers = nullptr;  // passing on events
+  Executor* storage = nullptr;  // saved states: may wait for the disk
+  StateAccess* states = nullptr;
   spdlog::logger* logger = nullptr;
   int64_t max_tokens_default = 0;
   int64_t max_tokens_limit = 0;
@@ -30,6 +34,11 @@ grpc::ServerUnaryReactor* StartGenerateCall(const CallEnvironment& environment,
                                             v1::GenerateResponse* response);
 grpc::ServerWriteReactor<v1::GenerateStreamResponse>* StartGenerateStreamCall(
     const CallEnvironment& environment, const v1::GenerateRequest* request);
+
+// Reads a prompt into a state.
+grpc::ServerUnaryReactor* StartSaveStateCall(const CallEnvironment& environment,
+                                             const v1::SaveStateRequest* request,
+                                             v1::SaveStateResponse* response);
 
 }  // namespace osdn
 

@@ -16,6 +16,8 @@ constexpr int kWorkerThreads = 2;
 // One: passing on an event costs some microseconds, and the order of streams stays that of the
 // engine.
 constexpr int kWriterThreads = 1;
+// Two, so that a slow disk delays states only, and one large state not all others.
+constexpr int kStorageThreads = 2;
 
 absl::Status LoadingError() {
   return absl::UnavailableError("the model is loading: try again shortly, or watch health");
@@ -86,7 +88,8 @@ InferenceService::InferenceService(const ServerOptions& options,
     : options_(options),
       logger_(std::move(logger)),
       workers_(kWorkerThreads),
-      writers_(kWriterThreads) {}
+      writers_(kWriterThreads),
+      storage_(kStorageThreads) {}
 
 std::optional<CallEnvironment> InferenceService::Environment() {
   CallEnvironment environment;
@@ -94,6 +97,8 @@ std::optional<CallEnvironment> InferenceService::Environment() {
   if (environment.engine == nullptr) return std::nullopt;
   environment.workers = &workers_;
   environment.writers = &writers_;
+  environment.storage = &storage_;
+  environment.states = states_;
   environment.logger = logger_.get();
   environment.max_tokens_default = options_.max_tokens_default;
   environment.max_tokens_limit = options_.max_tokens_limit;

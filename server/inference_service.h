@@ -24,7 +24,13 @@ class InferenceService final : public v1::InferenceService::CallbackService {
   InferenceService(const ServerOptions& options, std::shared_ptr<spdlog::logger> logger);
 
   // Until then every call is UNAVAILABLE: the model is loading. `engine` outlives all calls.
-  void Serve(Engine* engine) { engine_.store(engine, std::memory_order_release); }
+  // So do `states`.
+  void Serve(Engine* engine, StateAccess* states) {
+    states_ = states;
+    engine_.store(engine, std::memory_order_release);
+  }
+  // What calls need; nullopt while loading.
+  std::optional<CallEnvironment> Environment();
 
   grpc::ServerUnaryReactor* Generate(grpc::CallbackServerContext* context,
                                      const v1::GenerateRequest* request,
@@ -42,14 +48,13 @@ class InferenceService final : public v1::InferenceService::CallbackService {
                                      v1::GetModelResponse* response) override;
 
  private:
-  // nullopt while loading.
-  std::optional<CallEnvironment> Environment();
-
   const ServerOptions options_;
   const std::shared_ptr<spdlog::logger> logger_;
   std::atomic<Engine*> engine_{nullptr};
   Executor workers_;
   Executor writers_;
+  Executor storage_;
+  StateAccess* states_ = nullptr;  // published by engine_
 };
 
 }  // namespace osdn

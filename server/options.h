@@ -16,6 +16,9 @@
 
 namespace osdn {
 
+inline constexpr char kStatesInMemory[] = "memory";  // as state_dir
+inline constexpr char kNoStateKey[] = "none";        // as state_key_file
+
 // Values of all options; the initialisers are the defaults. Help and ranges are in OptionTable().
 struct ServerOptions {
   std::string model_dir;
@@ -32,6 +35,11 @@ struct ServerOptions {
   int64_t max_queued_tokens = 1 << 20;
   int64_t prefix_cache_bytes = int64_t{256} << 20;
   int64_t prefix_cache_interval = 512;
+  std::string state_dir = kStatesInMemory;
+  int64_t state_max_bytes = int64_t{1} << 30;
+  int64_t state_max_count = 10'000;
+  absl::Duration state_ttl = absl::Hours(24);
+  std::string state_key_file = kNoStateKey;
   int64_t max_tokens_default = 256;
   int64_t max_tokens_limit = 32768;
   absl::Duration drain_propagation = absl::Seconds(5);

@@ -9,6 +9,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "engine/chat_template.h"
+#include "server/state_access.h"
 
 namespace osdn {
 namespace {
@@ -22,6 +23,7 @@ class RequestReader {
       : request_(request), context_(context), violations_(violations) {}
 
   GenerationRequest Read() {
+    ReadState(request_.state());
     // Stop conditions first: a messages prompt adds its stop tokens to them.
     ReadStop(request_.stop());
     ReadSampling(request_.sampling());
@@ -35,6 +37,26 @@ class RequestReader {
  private:
   void Add(absl::string_view field, absl::string_view description) {
     violations_->push_back({std::string(field), std::string(description)});
+  }
+
+  void ReadState(const v1::StateOptions& state) {
+    result_.state.resume = context_.resume;
+    result_.state.want_state =
+        state.return_state() || state.has_save_state_as() || context_.prompt_only;
+    if (context_.resume != nullptr && request_.prompt().content_case() == 0) {
+      result_.state.open_role = context_.resume->open_role;
+    }
+    if (state.save_state_as().size() > kMaxStateLabelBytes) {
+      Add("state.save_state_as",
+          absl::StrCat(state.save_state_as().size(), " bytes: at most ", kMaxStateLabelBytes));
+    }
+    if (state.replace() && !(state.has_state_id() && state.has_save_state_as())) {
+      Add("state.replace", "true, which needs state_id and save_state_as");
+    }
+    if (state.ttl_seconds() > 0 && !state.has_save_state_as()) {
+      Add("state.ttl_seconds",
+          absl::StrCat(state.ttl_seconds(), ", but save_state_as is not set: nothing is saved"));
+    }
   }
 
   void ReadPrompt(const v1::Prompt& prompt) {
@@ -51,6 +73,7 @@ class RequestReader {
       case v1::Prompt::kMessages:
         return ReadMessages(prompt.messages());
       case v1::Prompt::CONTENT_NOT_SET:
+        if (context_.resume != nullptr) return;
         return Add("prompt", "not set: one of text, tokens, messages is needed");
     }
     Add("prompt", "of a kind this server does not know: use text, tokens or messages");
@@ -60,7 +83,10 @@ class RequestReader {
     if (context_.tokenizer == nullptr) return AddNoTokenizer("prompt.text");
     if (text.empty()) return Add("prompt.text", "empty: at least 1 byte is needed");
     const ModelConfig& config = *context_.config;
-    if (config.add_bos && config.bos_id.has_value()) result_.prompt.push_back(*config.bos_id);
+    // Only at the beginning of a text.
+    const bool begins = context_.resume == nullptr;
+    if (begins && config.add_bos && config.bos_id.has_value())
+      result_.prompt.push_back(*config.bos_id);
     const std::vector<int32_t> ids = context_.tokenizer->Encode(text);
     result_.prompt.insert(result_.prompt.end(), ids.begin(), ids.end());
   }
@@ -78,13 +104,22 @@ class RequestReader {
       chat.push_back({message.role(), message.content()});
     }
     std::vector<int64_t> ends;
+    ChatTemplate rules = *config.chat;
+    // What is saved without an answer is closed: the next thing may be any message.
+    if (context_.prompt_only) {
+      rules.generation_prompt.clear();
+    } else {
+      result_.state.open_role = GenerationRole(rules);
+    }
     absl::StatusOr<std::vector<int32_t>> ids =
-        RenderChat(*config.chat, *context_.tokenizer, config.bos_id, chat, &ends);
+        context_.resume == nullptr
+            ? RenderChat(rules, *context_.tokenizer, config.bos_id, chat, &ends)
+            : RenderChatTurn(rules, *context_.tokenizer, context_.resume->open_role, chat);
     if (!ids.ok()) return Add("prompt.messages", ids.status().message());
     result_.prompt = *std::move(ids);
     // What other requests are likeliest to begin with: the first message, often a system prompt,
     // and everything before the newest one.
-    result_.cache.borders = {ends.front()};
+    if (!ends.empty()) result_.cache.borders = {ends.front()};
     if (ends.size() > 2) result_.cache.borders.push_back(ends[ends.size() - 2]);
 
     absl::StatusOr<std::vector<int32_t>> stop = ChatStopIds(*config.chat, *context_.tokenizer);
@@ -108,6 +143,8 @@ class RequestReader {
     if (sampling.has_top_p()) out.top_p = sampling.top_p();
     if (sampling.has_min_p()) out.min_p = sampling.min_p();
     out.seed = sampling.has_seed() ? sampling.seed() : context_.drawn_seed;
+    // A resumed state goes on with its own random numbers.
+    if (!sampling.has_seed() && context_.resume != nullptr) out.seed = context_.resume->seed;
     if (sampling.has_typical_p()) out.typical_p = sampling.typical_p();
     if (sampling.has_repetition_penalty()) out.repetition_penalty = sampling.repetition_penalty();
     if (sampling.has_presence_penalty()) out.presence_penalty = sampling.presence_penalty();
@@ -152,6 +189,7 @@ class RequestReader {
             absl::StrCat(stop.max_tokens(), " is outside [1, ", context_.max_tokens_limit, "]"));
       }
     }
+    if (context_.prompt_only) result_.max_tokens = 0;
     result_.min_tokens = stop.min_tokens();
     result_.ignore_eos = stop.ignore_eos();
     result_.stop_strings.assign(stop.stop_strings().begin(), stop.stop_strings().end());

@@ -3,6 +3,7 @@
 #define OSDN_SERVER_REQUEST_MAPPING_H_
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "absl/types/span.h"
@@ -19,7 +20,9 @@ struct RequestContext {
   const Tokenizer* tokenizer = nullptr;  // null where the model has none
   int64_t max_tokens_default = 0;
   int64_t max_tokens_limit = 0;
-  uint64_t drawn_seed = 0;  // for a request without one
+  uint64_t drawn_seed = 0;                           // for a request without one
+  std::shared_ptr<const SequenceSnapshot> resume{};  // what request.state.from is
+  bool prompt_only = false;  // read the prompt, generate nothing, leave a state
 };
 
 // The request in the engine's terms, defaults filled in. What has no meaning there (no prompt, text

@@ -68,7 +68,10 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Listen(const ServerOptions& opti
 }
 
 Server::Server(const ServerOptions& options, std::shared_ptr<spdlog::logger> logger)
-    : options_(options), logger_(std::move(logger)), service_(options_, logger_) {}
+    : options_(options),
+      logger_(std::move(logger)),
+      service_(options_, logger_),
+      state_service_([this] { return service_.Environment(); }) {}
 
 Server::~Server() {
   if (engine_ != nullptr) engine_->Drain(std::chrono::milliseconds(0));
@@ -90,6 +93,7 @@ absl::Status Server::Start() {
   int port = 0;
   builder.AddListeningPort(address_.ToString(), grpc::InsecureServerCredentials(), &port);
   builder.RegisterService(&service_);
+  builder.RegisterService(&state_service_);
   SetTransport(options_, &builder);
   grpc_server_ = builder.BuildAndStart();
   if (grpc_server_ == nullptr || port == 0) {
@@ -106,6 +110,7 @@ void Server::SetServing(bool serving) {
   grpc::HealthCheckServiceInterface* health = grpc_server_->GetHealthCheckService();
   health->SetServingStatus("", serving);
   health->SetServingStatus(v1::InferenceService::service_full_name(), serving);
+  health->SetServingStatus(v1::StateService::service_full_name(), serving);
 }
 
 absl::Status Server::Load() {
@@ -115,10 +120,41 @@ absl::Status Server::Load() {
   if (!engine.ok()) return engine.status();
   engine_ = *std::move(engine);
   LogModel();
-  service_.Serve(engine_.get());
+  if (absl::Status s = OpenStates(); !s.ok()) return s;
+  service_.Serve(engine_.get(), states_.get());
   SetServing(true);
   logger_->info("serving on {}, loaded in {}", address_.ToString(),
                 absl::FormatDuration(absl::Trunc(absl::Now() - start, absl::Milliseconds(1))));
+  return absl::OkStatus();
+}
+
+absl::Status Server::OpenStates() {
+  std::string key;
+  if (options_.state_key_file != kNoStateKey) {
+    absl::StatusOr<std::string> read = ReadStateKey(options_.state_key_file);
+    if (!read.ok()) return read.status();
+    key = *std::move(read);
+  }
+  std::unique_ptr<StateStorage> storage = MakeMemoryStorage();
+  if (options_.state_dir != kStatesInMemory) {
+    absl::StatusOr<std::unique_ptr<StateStorage>> disk = MakeDiskStorage(options_.state_dir);
+    if (!disk.ok()) return disk.status();
+    storage = *std::move(disk);
+  }
+  const StateStore::Options store_options{.max_bytes = options_.state_max_bytes,
+                                          .max_states = options_.state_max_count,
+                                          .ttl = options_.state_ttl};
+  std::vector<std::string> problems;
+  absl::StatusOr<std::unique_ptr<StateStore>> store =
+      StateStore::Create(store_options, std::move(storage), absl::Now, &problems);
+  if (!store.ok()) return store.status();
+  for (const std::string& problem : problems) logger_->warn("states: {}", problem);
+  const StateStore::Usage usage = (*store)->usage();
+  logger_->info("states: {} in {}, {}, {}", usage.states,
+                options_.state_dir == kStatesInMemory ? "memory" : options_.state_dir,
+                MebiBytes(static_cast<size_t>(usage.bytes)), key.empty() ? "unsigned" : "signed");
+  states_ = std::make_unique<StateAccess>(IdentityOf(engine_->config()), std::move(key),
+                                          *std::move(store));
   return absl::OkStatus();
 }
 

@@ -15,6 +15,8 @@
 #include "server/address.h"
 #include "server/inference_service.h"
 #include "server/options.h"
+#include "server/state_access.h"
+#include "server/state_service.h"
 
 namespace osdn {
 
@@ -54,6 +56,7 @@ class Server {
   absl::Status Start();
   void SetServing(bool serving);
   void LogModel() const;
+  absl::Status OpenStates();
 
   const ServerOptions options_;
   const std::shared_ptr<spdlog::logger> logger_;
@@ -61,7 +64,9 @@ class Server {
   bool healthy_ = true;
   // Destroyed in reverse: the RPC server waits for its calls, which need service and engine.
   std::unique_ptr<Engine> engine_;
+  std::unique_ptr<StateAccess> states_;
   InferenceService service_;
+  StateService state_service_;
   std::unique_ptr<grpc::Server> grpc_server_;
 };
 

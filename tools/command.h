@@ -24,6 +24,8 @@ void AddScoreCommand(CLI::App& app, Action* action);
 void AddBenchCommand(CLI::App& app, Action* action);
 void AddGenerateCommand(CLI::App& app, Action* action);
 void AddChatCommand(CLI::App& app, Action* action);
+void AddStateCommand(CLI::App& app, Action* action);
+void AddCompilePromptCommand(CLI::App& app, Action* action);
 void AddHealthCommand(CLI::App& app, Action* action);
 
 }  // namespace osdn::tools

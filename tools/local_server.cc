@@ -38,10 +38,14 @@ absl::StatusOr<std::unique_ptr<LocalServer>> LocalServer::Start(const EngineOpti
 }
 
 LocalServer::LocalServer(std::unique_ptr<Engine> engine)
-    : engine_(std::move(engine)), service_(Unlimited(), SilentLogger()) {
-  service_.Serve(engine_.get());
+    : engine_(std::move(engine)),
+      states_(StateAccess::InMemory(IdentityOf(engine_->config()))),
+      service_(Unlimited(), SilentLogger()),
+      state_service_([this] { return service_.Environment(); }) {
+  service_.Serve(engine_.get(), states_.get());
   grpc::ServerBuilder builder;
   builder.RegisterService(&service_);
+  builder.RegisterService(&state_service_);
   builder.SetMaxReceiveMessageSize(-1);
   server_ = builder.BuildAndStart();
 }
@@ -53,7 +57,9 @@ LocalServer::~LocalServer() {
 }
 
 std::shared_ptr<grpc::Channel> LocalServer::channel() const {
-  return server_->InProcessChannel(grpc::ChannelArguments());
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(-1);  // states are as large as the model makes them
+  return server_->InProcessChannel(arguments);
 }
 
 }  // namespace osdn::tools

@@ -11,6 +11,8 @@
 #include "absl/status/statusor.h"
 #include "engine/engine.h"
 #include "server/inference_service.h"
+#include "server/state_access.h"
+#include "server/state_service.h"
 
 namespace osdn::tools {
 
@@ -27,7 +29,9 @@ class LocalServer {
   explicit LocalServer(std::unique_ptr<Engine> engine);
 
   std::unique_ptr<Engine> engine_;
+  std::unique_ptr<StateAccess> states_;
   InferenceService service_;
+  StateService state_service_;
   std::unique_ptr<grpc::Server> server_;
 };
 

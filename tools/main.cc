@@ -25,6 +25,8 @@ int Run(int argc, char** argv) {
   osdn::tools::AddBenchCommand(app, &action);
   osdn::tools::AddGenerateCommand(app, &action);
   osdn::tools::AddChatCommand(app, &action);
+  osdn::tools::AddStateCommand(app, &action);
+  osdn::tools::AddCompilePromptCommand(app, &action);
   osdn::tools::AddHealthCommand(app, &action);
   try {
     app.parse(argc, argv);

@@ -31,7 +31,7 @@ def compile_protos(folder: Path) -> None:
     """What any user would do: only the .proto, only grpcio-tools."""
     subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{REPO / 'proto'}",
                     f"--python_out={folder}", f"--grpc_python_out={folder}",
-                    "osdn/v1/inference.proto"], check=True)
+                    "osdn/v1/inference.proto", "osdn/v1/session.proto"], check=True)
     sys.path.insert(0, str(folder))
 
 

@@ -1,0 +1,104 @@
+// Saved states: named by ids that the store makes, owned, bounded in bytes and number, and gone
+// when their time is up. Where the bytes lie is a StateStorage's business.
+#ifndef OSDN_ENGINE_STATE_STORE_H_
+#define OSDN_ENGINE_STATE_STORE_H_
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+
+namespace osdn {
+
+// What is known of a state without reading it.
+struct StateRecord {
+  std::string id;      // made by the store
+  std::string owner;   // who may see it
+  std::string label;   // the client's, for its own use
+  std::string parent;  // id of the state it was made from; may be gone; or empty
+  std::string model_id;
+  int64_t position = 0;  // tokens in the state
+  int64_t bytes = 0;     // of the blob
+  absl::Time created = absl::UnixEpoch();
+  absl::Time expires = absl::InfiniteFuture();
+};
+
+// Where blobs lie. Thread-safe. Names are ids of the store, never text of a client.
+class StateStorage {
+ public:
+  virtual ~StateStorage() = default;
+  // All or nothing, even if the process dies meanwhile.
+  virtual absl::Status Write(const StateRecord& record, absl::string_view blob) = 0;
+  virtual absl::StatusOr<std::string> Read(const StateRecord& record) = 0;
+  virtual absl::Status Remove(const StateRecord& record) = 0;
+  // What an earlier process left; `problems` gets a line for each thing that is no state.
+  virtual absl::StatusOr<std::vector<StateRecord>> Load(std::vector<std::string>* problems) = 0;
+};
+
+// Keeps them as long as the process lives.
+std::unique_ptr<StateStorage> MakeMemoryStorage();
+// A file each in `dir`, which is made if it is missing: written beside its place, synced, renamed,
+// and the directory synced. The errors of the file system, naming the path.
+absl::StatusOr<std::unique_ptr<StateStorage>> MakeDiskStorage(const std::string& dir);
+
+// Thread-safe; may wait for the disk.
+class StateStore {
+ public:
+  struct Options {
+    int64_t max_bytes = int64_t{1} << 30;
+    int64_t max_states = 10'000;
+    absl::Duration ttl = absl::Hours(24);  // of states that ask for none, and the longest
+  };
+  struct Usage {
+    int64_t bytes = 0;
+    int64_t states = 0;
+  };
+  using Clock = absl::Time (*)();
+
+  // Takes over what `storage` has. `problems` as StateStorage::Load's.
+  static absl::StatusOr<std::unique_ptr<StateStore>> Create(const Options& options,
+                                                            std::unique_ptr<StateStorage> storage,
+                                                            Clock clock,
+                                                            std::vector<std::string>* problems);
+
+  // Keeps `blob` under a new id; id, bytes and created of `record` are set here, and expires to
+  // `ttl` (zero: the store's) from now. RESOURCE_EXHAUSTED over a quota: nothing else is evicted
+  // for it.
+  absl::StatusOr<StateRecord> Put(StateRecord record, absl::Duration ttl, absl::string_view blob);
+
+  // NOT_FOUND for what is not there, has expired or is another owner's.
+  absl::StatusOr<StateRecord> Find(absl::string_view owner, absl::string_view id);
+  absl::StatusOr<std::string> Read(absl::string_view owner, absl::string_view id);
+  absl::Status Delete(absl::string_view owner, absl::string_view id);
+
+  // The owner's states with ids after `after`, in order of id, at most `limit`.
+  std::vector<StateRecord> List(absl::string_view owner, absl::string_view after, size_t limit);
+
+  // Removes what has expired. Put does so too.
+  void Sweep();
+  Usage usage() const;
+  const Options& options() const { return options_; }
+
+ private:
+  StateStore(const Options& options, std::unique_ptr<StateStorage> storage, Clock clock);
+  absl::Status Reserve(int64_t bytes);
+  void Release(int64_t bytes);
+
+  const Options options_;
+  const std::unique_ptr<StateStorage> storage_;
+  const Clock clock_;
+  mutable std::mutex mutex_;                                 // guards all below
+  std::map<std::string, StateRecord, std::less<>> records_;  // by id
+  Usage usage_;                                              // with what is being written
+};
+
+}  // namespace osdn
+
+#endif  // OSDN_ENGINE_STATE_STORE_H_
