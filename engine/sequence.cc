@@ -55,7 +55,8 @@ RunningSequence Sequence::schedule_view() const {
 }
 
 WaitingPrompt Sequence::waiting_view() const {
-  const int64_t start = prefix_.image != nullptr ? prefix_.image->position : position_;
+  const StateImage* image = prefix_.image.get();
+  const int64_t start = image != nullptr ? image->position : position_;
   return {.id = id_,
           .prompt_tokens = prompt_end() - start,
           .position = start,

@@ -51,7 +51,7 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, size_t max) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) return Failed("open", path);
   const absl::Cleanup close_fd = [fd] { ::close(fd); };
-  struct stat info;
+  struct stat info = {};
   if (::fstat(fd, &info) != 0) return Failed("stat", path);
   std::string data(std::min(static_cast<size_t>(info.st_size), max), '\0');
   size_t have = 0;

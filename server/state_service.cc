@@ -134,8 +134,9 @@ grpc::ServerUnaryReactor* StateService::ForkState(grpc::CallbackServerContext* c
     if (absl::Status s = CheckLabel("label", request->label()); !s.ok()) return s;
     absl::StatusOr<v1::StateInfo> info =
         states->Fork(request->state_id(), request->label(), ToTtl(request->ttl_seconds()));
-    if (info.ok()) *response->mutable_state() = *std::move(info);
-    return info.status();
+    if (!info.ok()) return info.status();
+    *response->mutable_state() = *std::move(info);
+    return absl::OkStatus();
   });
 }
 
