@@ -107,6 +107,7 @@ class Threads::Team {
   }
 
   void Work(int thread) {
+    const FlushDenormals flush;
     uint32_t seen = 0;
     while (true) {
       seen = AwaitRegionAfter(seen);

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "kernels/cpu/denormals.h"
 #include "kernels/cpu/sizes.h"
 
 namespace osdn::kernels::cpu {
@@ -23,10 +24,13 @@ class Threads {
 
   int count() const { return count_; }
 
+  // Tasks run with denormals flushed, on the caller too.
+  //
   // Calls task(index, thread) for every index in [0, tasks), in any order. `work` is the total cost
   // in float operations, roughly; too little of it runs on the caller.
   template <class Task>
   void For(int64_t tasks, int64_t work, const Task& task) const {
+    const FlushDenormals flush;
     if (Serial(tasks, work)) {
       for (int64_t i = 0; i < tasks; ++i) task(i, 0);
       return;
@@ -41,6 +45,7 @@ class Threads {
   // `grain`.
   template <class Task>
   void ForShares(int64_t items, int64_t grain, int64_t work, const Task& task) const {
+    const FlushDenormals flush;
     const int64_t grains = CeilDiv(items, grain);
     if (Serial(grains, work)) {
       task(int64_t{0}, items);
@@ -57,6 +62,7 @@ class Threads {
   // few: for callers that divide the work themselves.
   template <class Task>
   void Each(int64_t items, int64_t work, const Task& task) const {
+    const FlushDenormals flush;
     if (Serial(items, work)) {
       task(int64_t{0}, int64_t{1});
       return;
