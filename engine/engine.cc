@@ -30,6 +30,8 @@ absl::Status CheckOptions(const EngineOptions& options) {
       {"max_queued_requests", options.max_queued_requests, 1, int64_t{1} << 32},
       {"max_queued_tokens", options.max_queued_tokens, 1, int64_t{1} << 40},
       {"stream_capacity", options.stream_capacity, 1, 1 << 20},
+      {"max_swapped", options.max_swapped, 0, 1 << 20},
+      {"ageing", options.ageing.count(), 1, int64_t{1} << 40},
       {"prefix_cache_interval", options.prefix_cache_interval, kernels::kChunk, 1 << 20},
   };
   std::vector<std::string> problems;
@@ -160,7 +162,9 @@ void Engine::Start(const EngineOptions& options, std::string backend_reason) {
                 .max_tokens = options.max_queued_tokens},
       .stream_capacity = static_cast<size_t>(options.stream_capacity),
       .prefix_cache = {.max_bytes = options.prefix_cache_bytes,
-                       .interval = options.prefix_cache_interval}};
+                       .interval = options.prefix_cache_interval},
+      .ageing = options.ageing,
+      .max_swapped = options.max_swapped};
   loop_ = std::make_unique<EngineLoop>(loop_options, MakeVocabularyView(config_, tokenizer_.get()),
                                        executor_.get());
 }

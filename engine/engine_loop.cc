@@ -1,6 +1,7 @@
 #include "engine/engine_loop.h"
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -55,11 +56,15 @@ void EngineLoop::Drain(std::chrono::milliseconds timeout) {
 void EngineLoop::Run() {
   bool busy = false;
   while (true) {
-    Mailbox::Orders orders = mailbox_->Take(/*wait=*/!busy);
-    for (auto& sequence : orders.arrivals) waiting_.push_back(std::move(sequence));
+    Mailbox::Orders orders = mailbox_->Take(/*wait=*/!busy, NextLook());
+    for (auto& sequence : orders.arrivals) {
+      shares_.Arrive(sequence->scheduling().client);
+      waiting_.push_back(std::move(sequence));
+    }
     if (orders.abort.has_value()) EndAll(*orders.abort);
     if (orders.stop) return;
     EndCancelled();
+    EndOutOfTime();
     busy = Step();
   }
 }
@@ -67,7 +72,12 @@ void EngineLoop::Run() {
 bool EngineLoop::Step() {
   const StepPlan plan = Plan();
   if (plan.empty()) return false;
-  for (const uint64_t id : plan.admit) Admit(id);
+  for (const uint64_t id : plan.swap_out) SwapOut(id);
+  for (const uint64_t id : plan.admit) {
+    const bool returns = std::any_of(swapped_.begin(), swapped_.end(),
+                                     [id](const auto& sequence) { return sequence->id() == id; });
+    returns ? SwapIn(id) : Admit(id);
+  }
   PublishRunning();
   BuildBatch(plan);
   if (batch_.tokens.empty()) return true;  // no slot could be had: the next round sees fewer
@@ -82,32 +92,104 @@ bool EngineLoop::Step() {
 }
 
 StepPlan EngineLoop::Plan() {
+  const Clock::time_point now = Clock::now();
+  for (const auto& sequence : running_) sequence->NoteStall(now);
+  limits_.swap_room = options_.max_swapped - static_cast<int64_t>(swapped_.size());
   // First, because a waiting prompt may have a running one pause where the two part.
   const std::vector<WaitingPrompt> waiting = Candidates();
   std::vector<RunningSequence> running;
   running.reserve(running_.size());
-  for (const auto& sequence : running_) running.push_back(sequence->schedule_view());
+  for (const auto& sequence : running_) {
+    running.push_back(sequence->schedule_view());
+    running.back().priority = EffectiveClass(*sequence, now);
+    running.back().idle = sequence->stalled_since().has_value() &&
+                          now - *sequence->stalled_since() >= options_.swap_after;
+  }
   return PlanStep(running, waiting, limits_);
 }
 
+int64_t EngineLoop::EffectiveClass(const Sequence& sequence, Clock::time_point now) const {
+  return EffectivePriority(sequence.scheduling().priority, now - sequence.submitted(),
+                           options_.ageing);
+}
+
 std::vector<WaitingPrompt> EngineLoop::Candidates() {
-  const int64_t slots = limits_.max_slots - static_cast<int64_t>(running_.size());
+  int64_t slots = limits_.max_slots - static_cast<int64_t>(running_.size());
+  const auto stalled = std::count_if(running_.begin(), running_.end(),
+                                     [](const auto& sequence) { return sequence->stalled(); });
+  slots += std::clamp<int64_t>(limits_.swap_room, 0, stalled);
+  if (slots <= 0 || (waiting_.empty() && swapped_.empty())) return {};
+
+  const Clock::time_point now = Clock::now();
+  std::map<uint64_t, Sequence*> by_id;
+  std::vector<QueueEntry> order;
+  const auto enqueue = [&](Sequence* sequence, bool returning) {
+    by_id.emplace(sequence->id(), sequence);
+    order.push_back({.id = sequence->id(),
+                     .priority = EffectiveClass(*sequence, now),
+                     .returning = returning,
+                     .served = shares_.served(sequence->scheduling().client)});
+  };
+  for (const auto& sequence : swapped_) {
+    if (!sequence->stalled()) enqueue(sequence.get(), /*returning=*/true);
+  }
+  for (const auto& sequence : waiting_) enqueue(sequence.get(), /*returning=*/false);
+  SortForAdmission(&order);
+
   std::vector<Sequence*> ahead;  // reading their prompts, or about to
   for (const auto& sequence : running_) {
     if (!sequence->prefilled()) ahead.push_back(sequence.get());
   }
   std::vector<WaitingPrompt> candidates;
-  for (const auto& sequence : waiting_) {
+  for (const QueueEntry& entry : order) {
     if (static_cast<int64_t>(candidates.size()) >= slots) break;
-    if (!prefix_reuse_.MayStart(sequence.get(), ahead)) continue;
+    Sequence* sequence = by_id.at(entry.id);
+    if (!entry.returning && !prefix_reuse_.MayStart(sequence, ahead)) continue;
     candidates.push_back(sequence->waiting_view());
-    ahead.push_back(sequence.get());
+    candidates.back().priority = entry.priority;
+    ahead.push_back(sequence);
   }
   // Only now: one that came later may have asked an earlier one to pause.
   for (size_t i = 0; i < candidates.size(); ++i) {
     candidates[i].next_cut = ahead[ahead.size() - candidates.size() + i]->schedule_view().next_cut;
   }
   return candidates;
+}
+
+void EngineLoop::SwapOut(uint64_t id) {
+  Sequence* sequence = FindRunning(id);
+  auto image = std::make_shared<StateImage>(executor_->slot_bytes());
+  // What cannot be copied keeps its slot: this round's newcomer finds none and is told so.
+  if (absl::Status s = executor_->SaveSlot(sequence->slot(), image->mutable_state()); !s.ok()) {
+    return OnFailure(s);
+  }
+  const absl::Status released = executor_->ReleaseSlot(sequence->slot());
+  sequence->SwapOut(std::move(image));
+  swapped_.push_back(TakeRunning(sequence));
+  if (released.ok()) return;
+  --limits_.max_slots;
+  OnFailure(released);
+}
+
+void EngineLoop::SwapIn(uint64_t id) {
+  const auto it = std::find_if(swapped_.begin(), swapped_.end(),
+                               [id](const auto& sequence) { return sequence->id() == id; });
+  std::unique_ptr<Sequence> sequence = std::move(*it);
+  swapped_.erase(it);
+  absl::StatusOr<std::optional<int32_t>> slot = executor_->AcquireSlot();
+  if (slot.ok() && !slot->has_value()) slot = absl::InternalError("no free slot");
+  absl::Status status = slot.status();
+  if (status.ok()) status = executor_->RestoreSlot(**slot, sequence->SwapIn(**slot)->state());
+  if (status.ok()) return AddRunning(std::move(sequence));
+  End(std::move(sequence), InternalEnding(status));
+  OnFailure(status);
+}
+
+void EngineLoop::AddRunning(std::unique_ptr<Sequence> sequence) {
+  const auto place =
+      std::upper_bound(running_.begin(), running_.end(), sequence->id(),
+                       [](uint64_t id, const auto& other) { return id < other->id(); });
+  running_.insert(place, std::move(sequence));
 }
 
 void EngineLoop::Admit(uint64_t id) {
@@ -132,9 +214,7 @@ void EngineLoop::Admit(uint64_t id) {
   } else if (started->has_value()) {
     End(std::move(sequence), **started);
   } else {
-    const auto place = std::upper_bound(running_.begin(), running_.end(), id,
-                                        [](uint64_t a, const auto& b) { return a < b->id(); });
-    running_.insert(place, std::move(sequence));
+    AddRunning(std::move(sequence));
   }
 }
 
@@ -195,6 +275,7 @@ void EngineLoop::TakeResults() {
     Sequence* sequence = batch_.sequences[i];
     const bool prefilling = !sequence->prefilled();
     sequence->Advance(batch_.spans[i].length);
+    shares_.Charge(sequence->scheduling().client, batch_.spans[i].length);
     absl::Span<float> logits;
     if (sequence->prefilled()) {
       logits = absl::MakeSpan(logits_).subspan(logit_row++ * vocab, vocab);
@@ -222,7 +303,11 @@ std::optional<Ending> EngineLoop::TakeLogits(Sequence* sequence, absl::Span<floa
 absl::Status EngineLoop::LeaveState(Sequence* sequence, FinishReason reason,
                                     absl::Span<const float> logits) {
   auto image = std::make_shared<StateImage>(executor_->slot_bytes());
-  if (absl::Status s = executor_->SaveSlot(sequence->slot(), image->mutable_state()); !s.ok()) {
+  if (sequence->swapped()) {
+    const absl::Span<const std::byte> state = sequence->SwapIn(-1)->state();
+    std::copy(state.begin(), state.end(), image->mutable_state().begin());
+  } else if (absl::Status s = executor_->SaveSlot(sequence->slot(), image->mutable_state());
+             !s.ok()) {
     return s;
   }
   image->position = sequence->position();
@@ -256,11 +341,63 @@ void EngineLoop::EndCancelled() {
     End(std::move(sequence), cancelled);
   }
   for (auto& sequence : take_cancelled(&running_)) End(std::move(sequence), cancelled);
+  for (auto& sequence : take_cancelled(&swapped_)) End(std::move(sequence), cancelled);
+}
+
+void EngineLoop::EndOutOfTime() {
+  const Clock::time_point now = Clock::now();
+  for (size_t i = 0; i < waiting_.size();) {
+    const std::optional<Ending> ending = waiting_[i]->OutOfTime(now);
+    if (!ending.has_value()) {
+      ++i;
+      continue;
+    }
+    std::unique_ptr<Sequence> sequence = std::move(waiting_[i]);
+    waiting_.erase(waiting_.begin() + static_cast<ptrdiff_t>(i));
+    mailbox_->LeftQueue(sequence->prompt_tokens());
+    End(std::move(sequence), *ending);
+  }
+  for (auto* sequences : {&running_, &swapped_}) {
+    for (size_t i = 0; i < sequences->size();) {
+      std::optional<Ending> ending = (*sequences)[i]->OutOfTime(now);
+      if (!ending.has_value()) {
+        ++i;
+        continue;
+      }
+      std::unique_ptr<Sequence> sequence = std::move((*sequences)[i]);
+      sequences->erase(sequences->begin() + static_cast<ptrdiff_t>(i));
+      if (sequence->leaves_state(ending->reason)) {
+        if (absl::Status s = LeaveState(sequence.get(), ending->reason, {}); !s.ok()) {
+          ending = InternalEnding(s);
+        }
+      }
+      End(std::move(sequence), *ending);
+    }
+  }
+}
+
+std::optional<Clock::time_point> EngineLoop::NextLook() const {
+  std::optional<Clock::time_point> next;
+  const auto at = [&next](std::optional<Clock::time_point> time) {
+    if (time.has_value() && (!next.has_value() || *time < *next)) next = time;
+  };
+  for (const auto& sequence : waiting_) at(sequence->time_limit());
+  for (const auto& sequence : swapped_) at(sequence->time_limit());
+  const Clock::time_point now = Clock::now();
+  for (const auto& sequence : running_) {
+    at(sequence->time_limit());
+    if (limits_.swap_room <= 0 || !sequence->stalled_since().has_value()) continue;
+    // One that is idle already has been looked at.
+    const Clock::time_point idle = *sequence->stalled_since() + options_.swap_after;
+    if (idle > now) at(idle);
+  }
+  return next;
 }
 
 void EngineLoop::End(std::unique_ptr<Sequence> sequence, const Ending& ending) {
   absl::Status released;
   if (sequence->slot() >= 0) released = executor_->ReleaseSlot(sequence->slot());
+  shares_.Leave(sequence->scheduling().client);
   PublishRunning();
   sequence->Finish(ending, Clock::now());
   mailbox_->Done();
@@ -280,6 +417,11 @@ void EngineLoop::EndRunning(const Ending& ending) {
 
 void EngineLoop::EndAll(const Ending& ending) {
   EndRunning(ending);
+  while (!swapped_.empty()) {
+    std::unique_ptr<Sequence> sequence = std::move(swapped_.back());
+    swapped_.pop_back();
+    End(std::move(sequence), ending);
+  }
   while (!waiting_.empty()) {
     std::unique_ptr<Sequence> sequence = std::move(waiting_.front());
     waiting_.pop_front();
@@ -307,7 +449,9 @@ Sequence* EngineLoop::FindRunning(uint64_t id) const {
 }
 
 void EngineLoop::PublishRunning() {
-  mailbox_->SetRunning(static_cast<int64_t>(running_.size()), executor_->slots_used());
+  const auto swapped = static_cast<int64_t>(swapped_.size());
+  mailbox_->SetRunning(static_cast<int64_t>(running_.size()) + swapped, swapped,
+                       executor_->slots_used());
   mailbox_->SetPrefixCache(prefix_reuse_.stats());
 }
 

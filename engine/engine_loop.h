@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "engine/admission.h"
 #include "engine/engine_stats.h"
 #include "engine/generation.h"
 #include "engine/mailbox.h"
@@ -42,6 +43,10 @@ class EngineLoop {
     Mailbox::Limits queue{};
     size_t stream_capacity = 256;  // events a reader may lag behind before its sequence sits out
     PrefixReuse::Options prefix_cache{};
+    std::chrono::nanoseconds ageing = std::chrono::seconds(10);  // see EffectivePriority
+    int64_t max_swapped = 0;  // sequences of slow readers that may be without a slot
+    // A reader that lags for so long gives up its slot if others wait.
+    std::chrono::nanoseconds swap_after = std::chrono::milliseconds(200);
   };
 
   // `executor` outlives the loop.
@@ -81,6 +86,9 @@ class EngineLoop {
   // Those of the queue that may start now, in order, as the planner wants them.
   std::vector<WaitingPrompt> Candidates();
   void Admit(uint64_t id);
+  // Gives the slot of an idle sequence to others; what it held goes to the host.
+  void SwapOut(uint64_t id);
+  void SwapIn(uint64_t id);
   // Fills the sequence's new slot with what its prompt starts from. The ending if that was all.
   absl::StatusOr<std::optional<Ending>> StartPrompt(Sequence* sequence);
   void BuildBatch(const StepPlan& plan);
@@ -90,8 +98,14 @@ class EngineLoop {
   absl::Status LeaveState(Sequence* sequence, FinishReason reason, absl::Span<const float> logits);
   // Samples the sequence's next token; the ending if it was the last.
   std::optional<Ending> TakeLogits(Sequence* sequence, absl::Span<float> logits);
+  void AddRunning(std::unique_ptr<Sequence> sequence);
   std::unique_ptr<Sequence> TakeRunning(const Sequence* sequence);
   void EndCancelled();
+  // Those whose deadline or time is up.
+  void EndOutOfTime();
+  // When the loop must look again though nothing happened.
+  std::optional<Sequence::Clock::time_point> NextLook() const;
+  int64_t EffectiveClass(const Sequence& sequence, Sequence::Clock::time_point now) const;
   // Frees the sequence's slot, if it has one, and tells the reader.
   void End(std::unique_ptr<Sequence> sequence, const Ending& ending);
   void EndRunning(const Ending& ending);
@@ -110,7 +124,9 @@ class EngineLoop {
   SchedulerLimits limits_;  // max_slots shrinks when a slot is lost
   std::deque<std::unique_ptr<Sequence>> waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;  // in order of arrival
+  std::vector<std::unique_ptr<Sequence>> swapped_;  // running, without slots
   PrefixReuse prefix_reuse_;
+  FairShare shares_;
   Sampler sampler_;
   Batch batch_;
   std::vector<float> logits_;

@@ -19,7 +19,8 @@ struct PrefixCacheStats {
 // A request counts as queued until it has a slot, then as running until it ends; by the time its
 // GenerationFinished can be read it counts nowhere.
 struct EngineStats {
-  int64_t running = 0;
+  int64_t running = 0;  // the swapped ones too
+  int64_t swapped = 0;  // without a slot, until their readers catch up
   int64_t queued = 0;
   int64_t queued_tokens = 0;  // prompt tokens of the queued
   int64_t slots_used = 0;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "engine/admission.h"
 #include "engine/logits.h"
 #include "engine/prefix_reuse.h"
 #include "engine/sampling_params.h"
@@ -45,6 +46,7 @@ struct GenerationRequest {
   int32_t top_logprobs = 0;  // and of so many likeliest ones: 0..kMaxTopLogprobs; needs logprobs
   bool echo = false;         // the prompt's tokens and text come first
   StateParams state{};
+  SchedulingParams scheduling{};
 };
 
 // What an engine can serve, as far as requests must keep to it.
@@ -63,6 +65,7 @@ enum class FinishReason : uint8_t {
   kStop,        // end-of-text or a stop token
   kStopString,  // a stop string
   kLength,      // max_tokens
+  kTime,        // max_time
   kCancelled,   // by the client
   kError,       // see GenerationFinished::status
 };

@@ -78,9 +78,15 @@ EngineStats Mailbox::stats() const {
   return stats_;
 }
 
-Mailbox::Orders Mailbox::Take(bool wait) {
+Mailbox::Orders Mailbox::Take(bool wait,
+                              std::optional<std::chrono::steady_clock::time_point> until) {
   std::unique_lock<std::mutex> lock(mutex_);
-  if (wait) woken_.wait(lock, [this] { return wake_; });
+  const auto woken = [this] { return wake_; };
+  if (wait && until.has_value()) {
+    woken_.wait_until(lock, *until, woken);
+  } else if (wait) {
+    woken_.wait(lock, woken);
+  }
   wake_ = false;
   return {std::exchange(arrivals_, {}), std::exchange(abort_, std::nullopt), stop_};
 }
@@ -91,8 +97,9 @@ void Mailbox::LeftQueue(int64_t prompt_tokens) {
   stats_.queued_tokens -= prompt_tokens;
 }
 
-void Mailbox::SetRunning(int64_t running, int64_t slots_used) {
+void Mailbox::SetRunning(int64_t running, int64_t swapped, int64_t slots_used) {
   std::lock_guard<std::mutex> lock(mutex_);
+  stats_.swapped = swapped;
   stats_.running = running;
   stats_.slots_used = slots_used;
 }

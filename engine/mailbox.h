@@ -52,11 +52,11 @@ class Mailbox {
     std::optional<Ending> abort;
     bool stop = false;
   };
-  // What came since the last call; with `wait`, not before something did.
-  Orders Take(bool wait);
+  // What came since the last call; with `wait`, not before something did or `until` is reached.
+  Orders Take(bool wait, std::optional<std::chrono::steady_clock::time_point> until = {});
   // A request of so many prompt tokens left the queue.
   void LeftQueue(int64_t prompt_tokens);
-  void SetRunning(int64_t running, int64_t slots_used);
+  void SetRunning(int64_t running, int64_t swapped, int64_t slots_used);
   void SetPrefixCache(const PrefixCacheStats& stats);
   // A request's GenerationFinished is pushed.
   void Done();

@@ -24,6 +24,8 @@ int64_t PrefillBudget(int64_t decoding, const SchedulerLimits& limits) {
   return std::min(room, std::max(limits.max_prefill_tokens, kernels::kChunk));
 }
 
+int64_t Count(const std::vector<uint64_t>& ids) { return static_cast<int64_t>(ids.size()); }
+
 class Planner {
  public:
   Planner(absl::Span<const RunningSequence> running, absl::Span<const WaitingPrompt> waiting,
@@ -57,7 +59,7 @@ class Planner {
     free_slots_ = limits_.max_slots - static_cast<int64_t>(running_.size());
     const auto wanted = static_cast<int64_t>(waiting_.size());
     for (const RunningSequence& sequence : running_) {
-      if (free_slots_ >= wanted) return;
+      if (free_slots_ >= wanted || Count(plan_.swap_out) >= limits_.swap_room) return;
       if (!sequence.idle) continue;
       plan_.swap_out.push_back(sequence.id);
       ++free_slots_;

@@ -15,6 +15,7 @@ struct SchedulerLimits {
   int64_t max_step_tokens = 512;     // rows of one forward pass; >= max_slots + kChunk
   int64_t max_prefill_tokens = 256;  // of them, prompt tokens while anyone is decoding: what a
                                      // decoding sequence waits for at most; at least kChunk is used
+  int64_t swap_room = 0;             // idle sequences that may give up their slots now
 };
 
 struct WaitingPrompt {

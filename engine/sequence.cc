@@ -46,6 +46,48 @@ void Sequence::Resume() {
   }
 }
 
+std::optional<Sequence::Clock::time_point> Sequence::time_limit() const {
+  std::optional<Clock::time_point> limit = request_.scheduling.deadline;
+  if (request_.scheduling.max_time.count() > 0) {
+    const Clock::time_point end = submitted_ + request_.scheduling.max_time;
+    if (!limit.has_value() || end < *limit) limit = end;
+  }
+  return limit;
+}
+
+std::optional<Ending> Sequence::OutOfTime(Clock::time_point now) const {
+  const SchedulingParams& params = request_.scheduling;
+  if (params.deadline.has_value() && *params.deadline <= now) {
+    return Ending{FinishReason::kError,
+                  absl::DeadlineExceededError(admitted_.has_value()
+                                                  ? "the deadline passed while the request ran"
+                                                  : "the deadline passed while the request waited; "
+                                                    "nothing was computed")};
+  }
+  if (params.max_time.count() > 0 && submitted_ + params.max_time <= now) {
+    return Ending{FinishReason::kTime, absl::OkStatus()};
+  }
+  return std::nullopt;
+}
+
+void Sequence::NoteStall(Clock::time_point now) {
+  if (!stalled()) {
+    stalled_since_.reset();
+  } else if (!stalled_since_.has_value()) {
+    stalled_since_ = now;
+  }
+}
+
+void Sequence::SwapOut(std::shared_ptr<const StateImage> image) {
+  swapped_ = std::move(image);
+  slot_ = -1;
+}
+
+std::shared_ptr<const StateImage> Sequence::SwapIn(int32_t slot) {
+  slot_ = slot;
+  return std::move(swapped_);
+}
+
 RunningSequence Sequence::schedule_view() const {
   return {.id = id_,
           .position = position_,
@@ -58,7 +100,7 @@ WaitingPrompt Sequence::waiting_view() const {
   const StateImage* image = prefix_.image.get();
   const int64_t start = image != nullptr ? image->position : position_;
   return {.id = id_,
-          .prompt_tokens = prompt_end() - start,
+          .prompt_tokens = std::max<int64_t>(prompt_end() - start, 0),
           .position = start,
           .next_cut = prefix_.cuts.empty() ? 0 : prefix_.cuts.front()};
 }

@@ -59,6 +59,19 @@ class Sequence {
   bool cancelled() const { return stream_->cancelled(); }
   // Its reader is slow: it takes no part until that one caught up.
   bool stalled() const { return stream_->full(); }
+  const SchedulingParams& scheduling() const { return request_.scheduling; }
+  Clock::time_point submitted() const { return submitted_; }
+  // The ending if its deadline or its time is up.
+  std::optional<Ending> OutOfTime(Clock::time_point now) const;
+  // When that may be, at the earliest; nullopt: never.
+  std::optional<Clock::time_point> time_limit() const;
+  // Keeps account of how long its reader has been slow.
+  void NoteStall(Clock::time_point now);
+  std::optional<Clock::time_point> stalled_since() const { return stalled_since_; }
+  // Without a slot until SwapIn: what it held is in `image`.
+  void SwapOut(std::shared_ptr<const StateImage> image);
+  std::shared_ptr<const StateImage> SwapIn(int32_t slot);
+  bool swapped() const { return swapped_ != nullptr; }
   RunningSequence schedule_view() const;
   WaitingPrompt waiting_view() const;
 
@@ -114,6 +127,8 @@ class Sequence {
   uint64_t history_hash_ = 0;       // of the prompt, then of every token that was fed
   std::vector<int32_t> generated_;  // where a state is wanted
   std::shared_ptr<const SequenceSnapshot> left_state_;
+  std::shared_ptr<const StateImage> swapped_;
+  std::optional<Clock::time_point> stalled_since_;
   Clock::time_point submitted_;
   std::optional<Clock::time_point> admitted_;
   std::optional<Clock::time_point> first_token_;

@@ -41,6 +41,8 @@ absl::StatusOr<GenerationRequest> ReadRequest(const CallEnvironment& environment
   context.drawn_seed = DrawSeed();
   std::vector<FieldViolation> violations;
   GenerationRequest result = ToGenerationRequest(request, context, &violations);
+  result.scheduling.client = environment.client;
+  result.scheduling.deadline = environment.deadline;
   MergeViolations(environment.engine->Validate(result), &violations);
   if (!violations.empty()) return InvalidRequestError(violations);
   return result;

@@ -5,8 +5,11 @@
 #include <grpcpp/support/server_callback.h>
 #include <spdlog/logger.h>
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <string>
 
 #include "engine/engine.h"
 #include "osdn/v1/inference.grpc.pb.h"
@@ -24,6 +27,9 @@ struct CallEnvironment {
   Executor* storage = nullptr;  // saved states: may wait for the disk
   StateAccess* states = nullptr;
   spdlog::logger* logger = nullptr;
+  // Of this call.
+  std::string client{};  // whom its tokens count for
+  std::optional<std::chrono::steady_clock::time_point> deadline{};
   int64_t max_tokens_default = 0;
   int64_t max_tokens_limit = 0;
 };

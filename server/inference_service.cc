@@ -1,5 +1,7 @@
 #include "server/inference_service.h"
 
+#include <algorithm>
+#include <chrono>
 #include <utility>
 #include <vector>
 
@@ -81,6 +83,55 @@ absl::Status DetokenizeIds(const Engine& engine, const v1::DetokenizeRequest& re
   return absl::OkStatus();
 }
 
+constexpr char kClientMetadata[] = "osdn-client-id";
+constexpr size_t kMaxClientBytes = 128;
+
+// Whom a call's tokens count for: who it says it is, else the machine it comes from. Until there
+// are API keys anybody can say anything; it decides about order only.
+std::string ClientOf(const grpc::CallbackServerContext& context) {
+  const auto& metadata = context.client_metadata();
+  if (const auto it = metadata.find(kClientMetadata); it != metadata.end()) {
+    return absl::StrCat(
+        "id:", absl::string_view(it->second.data(), std::min(it->second.size(), kMaxClientBytes)));
+  }
+  const std::string peer = context.peer();  // ipv4:HOST:PORT
+  return peer.substr(0, peer.rfind(':'));
+}
+
+std::optional<std::chrono::steady_clock::time_point> DeadlineOf(
+    const grpc::CallbackServerContext& context) {
+  constexpr auto kFar = std::chrono::hours(24 * 365);
+  const auto left = context.deadline() - std::chrono::system_clock::now();
+  if (left > kFar) return std::nullopt;  // none was set
+  return std::chrono::steady_clock::now() + left;
+}
+
+void FillCapacity(const CallEnvironment& environment, const ServerOptions& options,
+                  v1::GetCapacityResponse* response) {
+  const EngineStats stats = environment.engine->stats();
+  response->set_slots(static_cast<uint32_t>(environment.engine->info().slots));
+  response->set_slots_used(static_cast<uint32_t>(stats.slots_used));
+  response->set_running(static_cast<uint32_t>(stats.running));
+  response->set_swapped(static_cast<uint32_t>(stats.swapped));
+  response->set_queued_requests(static_cast<uint64_t>(stats.queued));
+  response->set_max_queued_requests(static_cast<uint64_t>(options.max_queued_requests));
+  response->set_queued_tokens(static_cast<uint64_t>(stats.queued_tokens));
+  response->set_max_queued_tokens(static_cast<uint64_t>(options.max_queued_tokens));
+  const PrefixCacheStats& cache = stats.prefix_cache;
+  response->set_prefix_cache_bytes(static_cast<uint64_t>(cache.bytes));
+  response->set_prefix_cache_max_bytes(static_cast<uint64_t>(options.prefix_cache_bytes));
+  response->set_prefix_cache_states(static_cast<uint64_t>(cache.images));
+  response->set_prefix_cache_queries(static_cast<uint64_t>(cache.queries));
+  response->set_prefix_cache_hits(static_cast<uint64_t>(cache.hits));
+  response->set_prefix_cache_cached_tokens(static_cast<uint64_t>(cache.cached_tokens));
+  response->set_prefix_cache_evictions(static_cast<uint64_t>(cache.evictions));
+  const StateStore::Usage usage = environment.states->store().usage();
+  response->set_saved_states(static_cast<uint64_t>(usage.states));
+  response->set_max_saved_states(static_cast<uint64_t>(options.state_max_count));
+  response->set_saved_state_bytes(static_cast<uint64_t>(usage.bytes));
+  response->set_max_saved_state_bytes(static_cast<uint64_t>(options.state_max_bytes));
+}
+
 }  // namespace
 
 InferenceService::InferenceService(const ServerOptions& options,
@@ -91,7 +142,8 @@ InferenceService::InferenceService(const ServerOptions& options,
       writers_(kWriterThreads),
       storage_(kStorageThreads) {}
 
-std::optional<CallEnvironment> InferenceService::Environment() {
+std::optional<CallEnvironment> InferenceService::Environment(
+    const grpc::CallbackServerContext* context) {
   CallEnvironment environment;
   environment.engine = engine_.load(std::memory_order_acquire);
   if (environment.engine == nullptr) return std::nullopt;
@@ -102,20 +154,24 @@ std::optional<CallEnvironment> InferenceService::Environment() {
   environment.logger = logger_.get();
   environment.max_tokens_default = options_.max_tokens_default;
   environment.max_tokens_limit = options_.max_tokens_limit;
+  if (context != nullptr) {
+    environment.client = ClientOf(*context);
+    environment.deadline = DeadlineOf(*context);
+  }
   return environment;
 }
 
 grpc::ServerUnaryReactor* InferenceService::Generate(grpc::CallbackServerContext* context,
                                                      const v1::GenerateRequest* request,
                                                      v1::GenerateResponse* response) {
-  const std::optional<CallEnvironment> environment = Environment();
+  const std::optional<CallEnvironment> environment = Environment(context);
   if (!environment.has_value()) return FinishNow(context, LoadingError());
   return StartGenerateCall(*environment, request, response);
 }
 
 grpc::ServerWriteReactor<v1::GenerateStreamResponse>* InferenceService::GenerateStream(
-    grpc::CallbackServerContext*, const v1::GenerateRequest* request) {
-  const std::optional<CallEnvironment> environment = Environment();
+    grpc::CallbackServerContext* context, const v1::GenerateRequest* request) {
+  const std::optional<CallEnvironment> environment = Environment(context);
   if (!environment.has_value()) return new FailedStream(ToGrpcStatus(LoadingError()));
   return StartGenerateStreamCall(*environment, request);
 }
@@ -150,6 +206,15 @@ grpc::ServerUnaryReactor* InferenceService::GetModel(grpc::CallbackServerContext
   const std::optional<CallEnvironment> environment = Environment();
   if (!environment.has_value()) return FinishNow(context, LoadingError());
   FillModelResponse(*environment->engine, options_, response);
+  return FinishNow(context, absl::OkStatus());
+}
+
+grpc::ServerUnaryReactor* InferenceService::GetCapacity(grpc::CallbackServerContext* context,
+                                                        const v1::GetCapacityRequest*,
+                                                        v1::GetCapacityResponse* response) {
+  const std::optional<CallEnvironment> environment = Environment();
+  if (!environment.has_value()) return FinishNow(context, LoadingError());
+  FillCapacity(*environment, options_, response);
   return FinishNow(context, absl::OkStatus());
 }
 

@@ -29,8 +29,8 @@ class InferenceService final : public v1::InferenceService::CallbackService {
     states_ = states;
     engine_.store(engine, std::memory_order_release);
   }
-  // What calls need; nullopt while loading.
-  std::optional<CallEnvironment> Environment();
+  // What calls need; nullopt while loading. With `context`, that of one call.
+  std::optional<CallEnvironment> Environment(const grpc::CallbackServerContext* context = nullptr);
 
   grpc::ServerUnaryReactor* Generate(grpc::CallbackServerContext* context,
                                      const v1::GenerateRequest* request,
@@ -46,6 +46,10 @@ class InferenceService final : public v1::InferenceService::CallbackService {
   grpc::ServerUnaryReactor* GetModel(grpc::CallbackServerContext* context,
                                      const v1::GetModelRequest* request,
                                      v1::GetModelResponse* response) override;
+
+  grpc::ServerUnaryReactor* GetCapacity(grpc::CallbackServerContext* context,
+                                        const v1::GetCapacityRequest* request,
+                                        v1::GetCapacityResponse* response) override;
 
  private:
   const ServerOptions options_;

@@ -62,6 +62,12 @@ std::vector<OptionSpec> MakeTable() {
       {"--max-queued-tokens", "scheduler.max_queued_tokens", "N",
        "prompt tokens of all waiting requests together, so also the longest prompt",
        IntOption{&O::max_queued_tokens, 1, kMaxTokens}},
+      {"--max-swapped", "scheduler.max_swapped", "N",
+       "sequences of readers that do not read which may give up their slots to waiting ones",
+       IntOption{&O::max_swapped, 0, 1 << 20}},
+      {"--ageing", "scheduler.ageing", "DURATION",
+       "a request rises by one priority class for every so long in the queue",
+       DurationOption{&O::ageing, absl::Milliseconds(1), absl::Hours(24)}},
       {"--prefix-cache-bytes", "prefix_cache.max_bytes", "BYTES",
        "host memory for states of prompts that were read, so that what begins alike is not read "
        "again; 0 is off",

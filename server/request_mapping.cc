@@ -24,6 +24,7 @@ class RequestReader {
 
   GenerationRequest Read() {
     ReadState(request_.state());
+    ReadScheduling(request_.scheduling());
     // Stop conditions first: a messages prompt adds its stop tokens to them.
     ReadStop(request_.stop());
     ReadSampling(request_.sampling());
@@ -37,6 +38,24 @@ class RequestReader {
  private:
   void Add(absl::string_view field, absl::string_view description) {
     violations_->push_back({std::string(field), std::string(description)});
+  }
+
+  void ReadScheduling(const v1::SchedulingOptions& scheduling) {
+    result_.scheduling.max_time = std::chrono::milliseconds(scheduling.max_time_ms());
+    switch (scheduling.priority()) {
+      case v1::PRIORITY_UNSPECIFIED:
+      case v1::PRIORITY_NORMAL:
+        return;
+      case v1::PRIORITY_HIGH:
+        result_.scheduling.priority = Priority::kHigh;
+        return;
+      case v1::PRIORITY_LOW:
+        result_.scheduling.priority = Priority::kLow;
+        return;
+      default:
+        return Add("scheduling.priority",
+                   absl::StrCat(scheduling.priority(), " is not one of HIGH, NORMAL, LOW"));
+    }
   }
 
   void ReadState(const v1::StateOptions& state) {
@@ -259,6 +278,8 @@ v1::FinishReason ToProto(FinishReason reason) {
       return v1::FINISH_REASON_STOP_STRING;
     case FinishReason::kLength:
       return v1::FINISH_REASON_LENGTH;
+    case FinishReason::kTime:
+      return v1::FINISH_REASON_TIME;
     case FinishReason::kCancelled:
       return v1::FINISH_REASON_CANCELLED;
     case FinishReason::kError:

@@ -48,6 +48,8 @@ EngineOptions ToEngineOptions(const ServerOptions& options) {
   engine.max_prefill_tokens = options.max_prefill_tokens;
   engine.max_queued_requests = options.max_queued_requests;
   engine.max_queued_tokens = options.max_queued_tokens;
+  engine.max_swapped = options.max_swapped;
+  engine.ageing = absl::ToChronoMilliseconds(options.ageing);
   engine.prefix_cache_bytes = static_cast<size_t>(options.prefix_cache_bytes);
   engine.prefix_cache_interval = options.prefix_cache_interval;
   engine.verify_checksums = options.verify_checksums;
@@ -71,7 +73,7 @@ Server::Server(const ServerOptions& options, std::shared_ptr<spdlog::logger> log
     : options_(options),
       logger_(std::move(logger)),
       service_(options_, logger_),
-      state_service_([this] { return service_.Environment(); }) {}
+      state_service_([this](const auto* context) { return service_.Environment(context); }) {}
 
 Server::~Server() {
   if (engine_ != nullptr) engine_->Drain(std::chrono::milliseconds(0));

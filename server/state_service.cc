@@ -106,7 +106,7 @@ class ImportCall final : public grpc::ServerReadReactor<v1::ImportStateRequest> 
 grpc::ServerUnaryReactor* StateService::Run(grpc::CallbackServerContext* context,
                                             std::function<absl::Status(StateAccess*)> work) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  const std::optional<CallEnvironment> environment = environment_();
+  const std::optional<CallEnvironment> environment = environment_(context);
   if (!environment.has_value()) {
     reactor->Finish(ToGrpcStatus(LoadingError()));
     return reactor;
@@ -120,7 +120,7 @@ grpc::ServerUnaryReactor* StateService::Run(grpc::CallbackServerContext* context
 grpc::ServerUnaryReactor* StateService::SaveState(grpc::CallbackServerContext* context,
                                                   const v1::SaveStateRequest* request,
                                                   v1::SaveStateResponse* response) {
-  const std::optional<CallEnvironment> environment = environment_();
+  const std::optional<CallEnvironment> environment = environment_(context);
   if (environment.has_value()) return StartSaveStateCall(*environment, request, response);
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(ToGrpcStatus(LoadingError()));
@@ -179,13 +179,13 @@ grpc::ServerUnaryReactor* StateService::DeleteState(grpc::CallbackServerContext*
 }
 
 grpc::ServerWriteReactor<v1::ExportStateResponse>* StateService::ExportState(
-    grpc::CallbackServerContext*, const v1::ExportStateRequest* request) {
-  return new ExportCall(environment_(), request->state_id());
+    grpc::CallbackServerContext* context, const v1::ExportStateRequest* request) {
+  return new ExportCall(environment_(context), request->state_id());
 }
 
 grpc::ServerReadReactor<v1::ImportStateRequest>* StateService::ImportState(
-    grpc::CallbackServerContext*, v1::ImportStateResponse* response) {
-  return new ImportCall(environment_(), response);
+    grpc::CallbackServerContext* context, v1::ImportStateResponse* response) {
+  return new ImportCall(environment_(context), response);
 }
 
 }  // namespace osdn

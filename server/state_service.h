@@ -15,8 +15,9 @@ namespace osdn {
 class StateService final : public v1::StateService::CallbackService {
  public:
   // `environment` gives nullopt while the model loads.
-  explicit StateService(std::function<std::optional<CallEnvironment>()> environment)
-      : environment_(std::move(environment)) {}
+  using Environment =
+      std::function<std::optional<CallEnvironment>(const grpc::CallbackServerContext*)>;
+  explicit StateService(Environment environment) : environment_(std::move(environment)) {}
 
   grpc::ServerUnaryReactor* SaveState(grpc::CallbackServerContext* context,
                                       const v1::SaveStateRequest* request,
@@ -43,7 +44,7 @@ class StateService final : public v1::StateService::CallbackService {
   grpc::ServerUnaryReactor* Run(grpc::CallbackServerContext* context,
                                 std::function<absl::Status(StateAccess*)> work);
 
-  const std::function<std::optional<CallEnvironment>()> environment_;
+  const Environment environment_;
 };
 
 }  // namespace osdn

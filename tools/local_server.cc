@@ -41,7 +41,7 @@ LocalServer::LocalServer(std::unique_ptr<Engine> engine)
     : engine_(std::move(engine)),
       states_(StateAccess::InMemory(IdentityOf(engine_->config()))),
       service_(Unlimited(), SilentLogger()),
-      state_service_([this] { return service_.Environment(); }) {
+      state_service_([this](const auto* context) { return service_.Environment(context); }) {
   service_.Serve(engine_.get(), states_.get());
   grpc::ServerBuilder builder;
   builder.RegisterService(&service_);

@@ -83,6 +83,50 @@ TEST(SchedulerTest, WhatHoldsNoChunkServesLaterShortPrompts) {
   EXPECT_THAT(plan.admit, ElementsAre(2));
 }
 
+TEST(SchedulerTest, PiecesEndAtCuts) {
+  EXPECT_THAT(Pieces(PlanStep({{.id = 1, .position = 64, .prompt_remaining = 400, .next_cut = 192}},
+                              {{.id = 2, .prompt_tokens = 100, .next_cut = 64}}, {})),
+              ElementsAre(std::pair(1, 128), std::pair(2, 64)));
+}
+
+TEST(SchedulerTest, BetterClassesReadTheirPromptsFirst) {
+  const SchedulerLimits limits{.max_step_tokens = 512, .max_prefill_tokens = 128};
+  const std::vector<RunningSequence> running = {{.id = 1, .position = 5},
+                                                {.id = 2, .prompt_remaining = 1000, .priority = 2},
+                                                {.id = 3, .prompt_remaining = 64, .priority = 1}};
+  // A waiting prompt of a better class comes before running ones of worse ones.
+  const StepPlan plan = PlanStep(running,
+                                 {{.id = 4, .prompt_tokens = 30, .priority = 0},
+                                  {.id = 5, .prompt_tokens = 10, .priority = 1}},
+                                 limits);
+  EXPECT_THAT(Pieces(plan), ElementsAre(std::pair(4, 30), std::pair(3, 64), std::pair(5, 10)));
+  EXPECT_THAT(plan.admit, ElementsAre(4, 5));
+}
+
+TEST(SchedulerTest, IdleSequencesMakeRoomForAsManyAsWait) {
+  const std::vector<RunningSequence> running = {
+      {.id = 1, .position = 5, .stalled = true, .idle = true},
+      {.id = 2, .position = 5, .stalled = true},
+      {.id = 3, .position = 5, .stalled = true, .idle = true},
+      {.id = 4, .position = 5, .stalled = true, .idle = true}};
+  SchedulerLimits limits{.max_slots = 4, .swap_room = 2};
+  EXPECT_THAT(PlanStep(running, {}, limits).swap_out, IsEmpty());
+  EXPECT_THAT(PlanStep(running, {{9, 10}}, limits).swap_out, ElementsAre(1));
+  const StepPlan plan = PlanStep(running, {{9, 10}, {10, 10}, {11, 10}}, limits);
+  EXPECT_THAT(plan.swap_out, ElementsAre(1, 3));
+  EXPECT_THAT(plan.admit, ElementsAre(9, 10));
+  limits.swap_room = 0;
+  EXPECT_TRUE(PlanStep(running, {{9, 10}}, limits).empty());
+}
+
+TEST(SchedulerTest, WhatNeedsASlotOnlyTakesNoTokens) {
+  const SchedulerLimits limits{.max_slots = 3, .max_step_tokens = 70, .max_prefill_tokens = 64};
+  const StepPlan plan = PlanStep({{.id = 1, .position = 0, .prompt_remaining = 640}},
+                                 {{.id = 2, .prompt_tokens = 0, .position = 500}}, limits);
+  EXPECT_THAT(plan.admit, ElementsAre(2));
+  EXPECT_THAT(Pieces(plan), ElementsAre(std::pair(1, 64)));
+}
+
 TEST(SchedulerTest, PrefillNeverStarvesUnderATinyLimit) {
   const StepPlan plan = PlanStep({{.id = 1, .position = 3}}, {{2, 1000}},
                                  {.max_step_tokens = 512, .max_prefill_tokens = 1});
