@@ -22,6 +22,7 @@ void AddSynthCommand(CLI::App& app, Action* action);
 void AddInspectCommand(CLI::App& app, Action* action);
 void AddScoreCommand(CLI::App& app, Action* action);
 void AddBenchCommand(CLI::App& app, Action* action);
+void AddEvalCommand(CLI::App& app, Action* action);
 void AddGenerateCommand(CLI::App& app, Action* action);
 void AddChatCommand(CLI::App& app, Action* action);
 void AddStateCommand(CLI::App& app, Action* action);

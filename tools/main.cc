@@ -23,6 +23,7 @@ int Run(int argc, char** argv) {
   osdn::tools::AddInspectCommand(app, &action);
   osdn::tools::AddScoreCommand(app, &action);
   osdn::tools::AddBenchCommand(app, &action);
+  osdn::tools::AddEvalCommand(app, &action);
   osdn::tools::AddGenerateCommand(app, &action);
   osdn::tools::AddChatCommand(app, &action);
   osdn::tools::AddStateCommand(app, &action);

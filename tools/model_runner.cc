@@ -1,6 +1,15 @@
 #include "tools/model_runner.h"
 
+#include <algorithm>
+
 namespace osdn::tools {
+
+int64_t SensibleStep(int64_t vocab_size) {
+  constexpr int64_t kMaxRows = 512;
+  constexpr int64_t kMaxLogits = int64_t{8} << 20;
+  const int64_t rows = std::min(kMaxRows, kMaxLogits / vocab_size);
+  return std::max(rows / kernels::kChunk, int64_t{1}) * kernels::kChunk;
+}
 
 absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Load(const Options& options) {
   absl::StatusOr<ModelConfig> config = LoadModelConfig(options.model_dir);

@@ -21,6 +21,10 @@
 
 namespace osdn::tools {
 
+// Tokens of one forward call when all of their logits are wanted: whole chunks, and at most 32 MiB
+// of logits.
+int64_t SensibleStep(int64_t vocab_size);
+
 // Used by one thread.
 class ModelRunner {
  public:

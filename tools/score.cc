@@ -18,15 +18,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Rows of one forward call where the caller leaves the choice: whole chunks, and at most 32 MiB of
-// logits.
-int64_t DefaultStep(int64_t vocab_size) {
-  constexpr int64_t kMaxRows = 512;
-  constexpr int64_t kMaxLogits = int64_t{8} << 20;
-  const int64_t rows = std::min(kMaxRows, kMaxLogits / vocab_size);
-  return std::max(rows / kernels::kChunk, int64_t{1}) * kernels::kChunk;
-}
-
 }  // namespace
 
 absl::StatusOr<std::vector<int32_t>> ParseTokenIds(std::string_view text, int64_t vocab_size) {
@@ -60,7 +51,7 @@ absl::StatusOr<ScoreReport> ScoreTokens(const ScoreOptions& options,
   if (!config.ok()) return config.status();
   const int64_t vocab = config->arch.vocab_size;
   const auto total = static_cast<int64_t>(options.ids.size());
-  const int64_t step = std::min(options.step > 0 ? options.step : DefaultStep(vocab), total);
+  const int64_t step = std::min(options.step > 0 ? options.step : SensibleStep(vocab), total);
   absl::StatusOr<std::unique_ptr<ModelRunner>> runner =
       ModelRunner::Load({.model_dir = options.model_dir,
                          .backend = options.backend,

@@ -18,7 +18,6 @@ namespace osdn::tools {
 namespace {
 
 using testing::HasSubstr;
-using testing::IsEmpty;
 
 struct Outcome {
   int code = -1;
@@ -62,6 +61,9 @@ TEST_F(CliTest, UsageErrorsExitWithTwo) {
                                 "synth a --config b --dtype int2",
                                 "bench",
                                 "bench --model a --batch x",
+                                "eval",
+                                "eval perplexity --model a",
+                                "eval perplexity --model a --text b --ids-file c",
                                 "bench --model a --read-buffer-mib 0",
                                 "bench --model a --prompt 5 --no-prefill",
                                 "inspect",
@@ -84,7 +86,7 @@ TEST_F(CliTest, UsageErrorsExitWithTwo) {
 TEST_F(CliTest, HelpAndVersion) {
   EXPECT_EQ(Run("--version").code, 0);
   EXPECT_THAT(Run("--version").out, HasSubstr("osdn-tools "));
-  for (const char* command : {"convert", "quantize", "synth", "inspect", "score", "bench",
+  for (const char* command : {"convert", "quantize", "synth", "inspect", "score", "bench", "eval",
                               "generate", "chat", "health"}) {
     EXPECT_EQ(Run(std::string(command) + " --help").code, 0) << command;
     EXPECT_THAT(Run("--help").out, HasSubstr(command));
@@ -180,6 +182,21 @@ TEST_F(CliTest, Bench) {
   EXPECT_EQ(bad.code, 1);
   EXPECT_THAT(bad.err, HasSubstr("batch: 0"));
   EXPECT_THAT(bad.err, HasSubstr("prompt: 0"));
+}
+
+TEST_F(CliTest, EvalPerplexity) {
+  ConvertGolden("tiny");
+  WriteText(dir_ / "ids", "1 5 96 0\n2 3\n");
+  const std::string eval = "eval perplexity --model " + (dir_ / "model") + " --backend reference ";
+  const Outcome good =
+      Run(eval + "--json --against " + (dir_ / "model") + " --ids-file - <" + (dir_ / "ids"));
+  ASSERT_EQ(good.code, 0) << good.err;
+  const nlohmann::json root = nlohmann::json::parse(good.out);
+  EXPECT_EQ(root["tokens"], 4);
+  EXPECT_EQ(root["against"]["mean_kl"], 0.0);
+  const Outcome bad = Run(eval + "--text " + (dir_ / "ids"));
+  EXPECT_EQ(bad.code, 1);
+  EXPECT_THAT(bad.err, HasSubstr("--ids-file"));
 }
 
 TEST_F(CliTest, GenerateInThisProcess) {
