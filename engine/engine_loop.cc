@@ -223,7 +223,7 @@ absl::StatusOr<std::optional<Ending>> EngineLoop::StartPrompt(Sequence* sequence
   if (image == nullptr) return std::nullopt;
   if (absl::Status s = executor_->RestoreSlot(sequence->slot(), image->state()); !s.ok()) return s;
   sequence->SkipTo(image->position);
-  if (!sequence->prefilled()) return std::nullopt;
+  if (!sequence->prefilled() || image->logits.empty()) return std::nullopt;
   logits_.assign(image->logits.begin(), image->logits.end());
   return TakeLogits(sequence, absl::MakeSpan(logits_));
 }

@@ -41,7 +41,11 @@ void Sequence::Resume() {
   prefix_.image = from.image;
   // Text goes on only where nothing comes between.
   if (text_.has_value() && request_.prompt.empty()) text_->Resume(from.text);
-  if (from.pending_token >= 0) {
+  if (from.pending_token < 0) return;
+  pending_ = request_.prompt.empty() ? Pending::kDecoded : Pending::kInPrompt;
+  if (pending_ == Pending::kDecoded) {
+    last_token_ = from.pending_token;
+  } else {
     request_.prompt.insert(request_.prompt.begin(), from.pending_token);
   }
 }
@@ -138,9 +142,8 @@ void Sequence::Advance(int64_t count) {
 void Sequence::EmitPrompt() {
   TokenDelta echo;
   // A resumed state's pending token stands first, and was told by the request that left it.
-  const bool pending =
-      request_.state.resume != nullptr && request_.state.resume->pending_token >= 0;
-  echo.token_ids.assign(request_.prompt.begin() + (pending ? 1 : 0), request_.prompt.end());
+  const ptrdiff_t told = pending_ == Pending::kInPrompt ? 1 : 0;
+  echo.token_ids.assign(request_.prompt.begin() + told, request_.prompt.end());
   if (text_.has_value()) {
     TextStream prompt({}, /*strip_leading_space=*/vocabulary_->restarts_text != nullptr);
     for (const int32_t id : echo.token_ids) {
@@ -210,21 +213,28 @@ void Sequence::LeaveState(FinishReason reason, std::shared_ptr<const StateImage>
   // A stop token is no part of the answer and not in the state: going on samples it again.
   if (reason == FinishReason::kStop) {
     --left.random_index;
-  } else if (has_sampled()) {
+  } else if (has_sampled() || (pending_ == Pending::kDecoded && position_ == base_)) {
     left.pending_token = last_token_;
   }
   std::vector<int32_t>& recent = left.recent_tokens;
-  if (const SequenceSnapshot* from = request_.state.resume.get()) {
+  const SequenceSnapshot* from = request_.state.resume.get();
+  if (from != nullptr) {
     recent = from->recent_tokens;
     // It is in the prompt here too.
-    if (from->pending_token >= 0 && !recent.empty()) recent.pop_back();
+    if (pending_ == Pending::kInPrompt && !recent.empty()) recent.pop_back();
   }
   recent.insert(recent.end(), request_.prompt.begin(), request_.prompt.end());
   recent.insert(recent.end(), generated_.begin(), generated_.end());
+  left.recent_completion = generated_.size();
+  // Without a prompt between, it is one completion.
+  if (from != nullptr && request_.prompt.empty()) {
+    left.recent_completion += from->recent_completion;
+  }
   if (recent.size() > kSnapshotRecentTokens) {
     recent.erase(recent.begin(), recent.end() - static_cast<ptrdiff_t>(kSnapshotRecentTokens));
   }
   if (text_.has_value()) left.text = text_->tail();
+  left.recent_completion = std::min<uint64_t>(left.recent_completion, recent.size());
   left.open_role = request_.state.open_role;
   left_state_ = std::make_shared<const SequenceSnapshot>(std::move(left));
 }
@@ -239,7 +249,7 @@ void Sequence::Finish(const Ending& ending, Clock::time_point now) {
   }
   finished.reason = ending.reason;
   finished.status = ending.status;
-  finished.prompt_tokens = prompt_end();
+  finished.prompt_tokens = prompt_end() + (pending_ == Pending::kDecoded ? 1 : 0);
   finished.state = std::move(left_state_);
   finished.cached_tokens = cached_tokens_;
   finished.completion_tokens = chooser_.chosen();

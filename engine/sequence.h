@@ -122,6 +122,10 @@ class Sequence {
   int64_t base_ = 0;           // tokens in the state it resumed
   int64_t position_ = 0;       // tokens in the state
   int64_t cached_tokens_ = 0;  // of them, not computed for this request
+  // A resumed state's pending token: with a prompt it is read with it; alone it is a decode step,
+  // as it would have been without the stop, to the bit.
+  enum class Pending : uint8_t { kNone, kInPrompt, kDecoded };
+  Pending pending_ = Pending::kNone;
   PrefixPlan prefix_;
   int32_t last_token_ = -1;
   uint64_t history_hash_ = 0;       // of the prompt, then of every token that was fed

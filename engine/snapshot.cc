@@ -185,6 +185,7 @@ std::string Describe(const SequenceSnapshot& snapshot, const StateIdentity& iden
       {"random_index", snapshot.random_index},
       {"history_hash", snapshot.history_hash},
       {"recent_tokens", snapshot.recent_tokens},
+      {"recent_completion", snapshot.recent_completion},
       {"stop_tail", absl::BytesToHexString(snapshot.text.stop_held)},
       {"utf8_tail", absl::BytesToHexString(snapshot.text.utf8_held)},
       {"strip_leading_space", snapshot.text.strip_leading_space},
@@ -226,6 +227,8 @@ absl::StatusOr<SequenceSnapshot> ReadSnapshot(const Parts& parts, const StateIde
   snapshot.history_hash = description->Unsigned("history_hash");
   snapshot.recent_tokens =
       description->Tokens("recent_tokens", identity.vocab_size, kSnapshotRecentTokens);
+  snapshot.recent_completion =
+      std::min<uint64_t>(description->Unsigned("recent_completion"), snapshot.recent_tokens.size());
   snapshot.text.stop_held = description->Bytes("stop_tail");
   snapshot.text.utf8_held = description->Bytes("utf8_tail");
   snapshot.text.strip_leading_space = description->Bool("strip_leading_space");

@@ -34,6 +34,7 @@ struct SequenceSnapshot {
   uint64_t random_index = 0;             // of the next token to sample: the random numbers' counter
   uint64_t history_hash = 0;             // of the tokens in the state (ExtendHistory)
   std::vector<int32_t> recent_tokens{};  // the last ones, oldest first, the pending one included
+  uint64_t recent_completion = 0;        // of them, so many last ones are the completion's own
   TextTail text{};
   std::string constraint_state{};  // of a constrained generation; opaque here
   std::string open_role{};  // of a chat: the role whose message is not closed yet; empty: no chat

@@ -11,10 +11,17 @@ TokenChooser::TokenChooser(const GenerationRequest& request, std::vector<int32_t
   const SequenceSnapshot* resumed = request.state.resume.get();
   if (resumed != nullptr) first_draw_ = resumed->random_index;
   if (request.sampling.has_penalties()) {
-    std::vector<int32_t> tokens;
-    if (resumed != nullptr) tokens = resumed->recent_tokens;
-    tokens.insert(tokens.end(), request.prompt.begin(), request.prompt.end());
-    penalties_.emplace(request.sampling.penalty_window, tokens);
+    std::vector<int32_t> context;
+    std::vector<int32_t> completion;  // what a resumed state has of it
+    if (resumed != nullptr) {
+      context = resumed->recent_tokens;
+      const auto own = request.prompt.empty() ? resumed->recent_completion : 0;
+      completion.assign(context.end() - static_cast<ptrdiff_t>(own), context.end());
+      context.resize(context.size() - completion.size());
+    }
+    context.insert(context.end(), request.prompt.begin(), request.prompt.end());
+    penalties_.emplace(request.sampling.penalty_window, context);
+    for (const int32_t token : completion) penalties_->Add(token);
   }
 }
 

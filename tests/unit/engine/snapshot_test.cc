@@ -42,6 +42,7 @@ SequenceSnapshot Snapshot(bool pending) {
           .random_index = 99,
           .history_hash = ~uint64_t{0} - random(),
           .recent_tokens = {1, 2, 49},
+          .recent_completion = 2,
           .text = {.stop_held = std::string("ab\0\xE2", 4),
                    .utf8_held = "\xE2\x82",
                    .strip_leading_space = true},
@@ -74,6 +75,7 @@ TEST(SnapshotTest, ComesBackWhole) {
     EXPECT_EQ(back->random_index, 99U);
     EXPECT_EQ(back->history_hash, snapshot.history_hash);
     EXPECT_EQ(back->recent_tokens, snapshot.recent_tokens);
+    EXPECT_EQ(back->recent_completion, 2U);
     EXPECT_EQ(back->text.stop_held, snapshot.text.stop_held);
     EXPECT_EQ(back->text.utf8_held, snapshot.text.utf8_held);
     EXPECT_TRUE(back->text.strip_leading_space);
