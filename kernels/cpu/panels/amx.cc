@@ -162,41 +162,44 @@ OSDN_AMX_INLINE void End(Int8 /*type*/, const Result& result) {
   }
 }
 
-// How far ahead of a single block's stream memory is asked.
-constexpr int64_t kPrefetchBytes = 8192;
+constexpr int64_t kTileWords = kTileRows * kOutBlock;
+static_assert(RunWords(DType::kBF16) == kTileRows && RunWords(DType::kI8) == kTileRows);
 
-OSDN_AMX_INLINE void PrefetchWords(const uint32_t* words) {
-  const char* at = reinterpret_cast<const char*>(words) + kPrefetchBytes;
-#pragma GCC unroll 4
-  for (int64_t i = 0; i < kPanelTiles * kTileBytes; i += kPieceBytes) {
-    _mm_prefetch(at + i, _MM_HINT_T0);
-  }
+// How far ahead of a single block's stream memory is asked.
+constexpr int64_t kPrefetchBytes = 1024;
+
+// Loads a tile of words after asking for what lies kPrefetchBytes behind it.
+template <int kTile>
+OSDN_AMX_INLINE void StreamWords(const uint32_t* words) {
+  const char* ahead = reinterpret_cast<const char*>(words) + kPrefetchBytes;
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kTileBytes; i += kPieceBytes) _mm_prefetch(ahead + i, _MM_HINT_T1);
+  if constexpr (kTile == 6) _tile_loadd(6, words, kPieceBytes);
+  if constexpr (kTile == 7) _tile_loadd(7, words, kPieceBytes);
 }
 
 // One block of rows, `kTiles` blocks of outputs: what streams from memory.
 template <class Type, int kTiles>
 OSDN_AMX void OneBlock(const PanelProduct& p, const char* x, int64_t row, int64_t rows) {
-  const int64_t stride = p.panel.width * kWordBytes;
   const uint32_t* words = p.panel.words;
   Begin<0>(Type(), {p, row, rows, 0});
   if constexpr (kTiles > 1) Begin<1>(Type(), {p, row, rows, kOutBlock});
   if constexpr (kTiles > 2) Begin<2>(Type(), {p, row, rows, 2 * kOutBlock});
   if constexpr (kTiles > 3) Begin<3>(Type(), {p, row, rows, 3 * kOutBlock});
   for (int64_t i = 0; i < p.panel.inputs; i += Type::kInputsPerPiece) {
-    if constexpr (kTiles == kPanelTiles) PrefetchWords(words);
     _tile_loadd(4, x, kPieceBytes);
-    _tile_loadd(6, words, stride);
+    StreamWords<6>(words);
     Type::template Dot<0, 4, 6>();
     if constexpr (kTiles > 1) {
-      _tile_loadd(7, words + kOutBlock, stride);
+      StreamWords<7>(words + kTileWords);
       Type::template Dot<1, 4, 7>();
     }
     if constexpr (kTiles > 2) {
-      _tile_loadd(6, words + 2 * kOutBlock, stride);
+      StreamWords<6>(words + 2 * kTileWords);
       Type::template Dot<2, 4, 6>();
     }
     if constexpr (kTiles > 3) {
-      _tile_loadd(7, words + 3 * kOutBlock, stride);
+      StreamWords<7>(words + 3 * kTileWords);
       Type::template Dot<3, 4, 7>();
     }
     words += kTileRows * p.panel.width;
@@ -214,8 +217,7 @@ OSDN_AMX void OneBlock(const PanelProduct& p, const char* x, int64_t row, int64_
 template <class Type, int kTiles>
 OSDN_AMX void TwoBlocks(const PanelProduct& p, const char* x, int64_t row, int64_t column,
                         int64_t next) {
-  const int64_t stride = p.panel.width * kWordBytes;
-  const uint32_t* words = p.panel.words + column;
+  const uint32_t* words = p.panel.words + column * kTileRows;
   const char* second = x + p.panel.inputs / Type::kInputsPerPiece * kTileBytes;
   const int64_t row2 = row + kRowBlock;
   const int64_t column2 = column + kOutBlock;
@@ -228,19 +230,18 @@ OSDN_AMX void TwoBlocks(const PanelProduct& p, const char* x, int64_t row, int64
   for (int64_t i = 0; i < p.panel.inputs; i += Type::kInputsPerPiece) {
     if (next != 0) {
       const char* ahead = reinterpret_cast<const char*>(words) + next;
-#pragma GCC unroll 16
-      for (int64_t r = 0; r < kTileRows; ++r) {
-        _mm_prefetch(ahead + r * stride, _MM_HINT_T1);
-        _mm_prefetch(ahead + r * stride + kPieceBytes, _MM_HINT_T1);
+#pragma GCC unroll 32
+      for (int64_t at = 0; at < kTiles * kTileBytes; at += kPieceBytes) {
+        _mm_prefetch(ahead + at, _MM_HINT_T1);
       }
     }
-    _tile_loadd(6, words, stride);
+    _tile_loadd(6, words, kPieceBytes);
     _tile_loadd(4, x, kPieceBytes);
     Type::template Dot<0, 4, 6>();
     _tile_loadd(5, second, kPieceBytes);
     Type::template Dot<2, 5, 6>();
     if constexpr (kTiles > 1) {
-      _tile_loadd(7, words + kOutBlock, stride);
+      _tile_loadd(7, words + kTileWords, kPieceBytes);
       Type::template Dot<1, 4, 7>();
       Type::template Dot<3, 5, 7>();
     }

@@ -20,7 +20,7 @@ constexpr int kPanelVectors = kPanelOuts / kOutBlock;
 constexpr int kWordsPerPiece = kPieceBytes / kWordBytes;
 // How far ahead of few rows' stream memory is asked: the hardware prefetcher alone falls behind.
 constexpr int kFewRows = 2;
-constexpr int64_t kPrefetchBytes = 4096;
+constexpr int64_t kPrefetchBytes = 1024;
 
 // A tile's rows of x, inside their block.
 struct Rows {
@@ -43,29 +43,44 @@ OSDN_AVX512_INLINE __m512i AddDot(__m512i sum, __m512i x, __m512i w) {
 OSDN_AVX512_INLINE void Clear(__m512* v) { *v = _mm512_setzero_ps(); }
 OSDN_AVX512_INLINE void Clear(__m512i* v) { *v = _mm512_setzero_si512(); }
 
-// sum[r][v] += <x_r, w_v> over one piece of the inputs.
+// sum[r][v] += <x_r, w_v> over one run, which is one piece of the inputs.
 template <int kRows, int kVectors, class Sum>
-OSDN_AVX512_INLINE void DotPiece(const char* x, const uint32_t* words, int64_t width,
-                                 Sum (&sum)[kRows][kVectors]) {
+OSDN_AVX512_INLINE void DotRun(const char* x, const uint32_t* words, Sum (&sum)[kRows][kVectors]) {
+  static_assert(RunWords(DType::kBF16) == kWordsPerPiece);
 #pragma GCC unroll 4
   for (int i = 0; i < kWordsPerPiece; ++i) {
     __m512i w[kVectors];
-    if constexpr (kRows <= kFewRows && kVectors == kPanelVectors) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        _mm_prefetch(reinterpret_cast<const char*>(words + v * kOutBlock) + kPrefetchBytes,
-                     _MM_HINT_T0);
-      }
+    for (int v = 0; v < kVectors; ++v) {
+      w[v] = LoadWord(words + (v * kWordsPerPiece + i) * kOutBlock);
     }
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) w[v] = LoadWord(words + v * kOutBlock);
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
       const __m512i xv = BroadcastWord(x + r * kPieceBytes + i * kWordBytes);
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) sum[r][v] = AddDot(sum[r][v], xv, w[v]);
     }
-    words += width;
+  }
+}
+
+// The same for few rows, where memory sets the pace: strictly in order of address, with what comes
+// next asked for.
+template <int kRows, int kVectors, class Sum>
+OSDN_AVX512_INLINE void StreamRun(const char* x, const uint32_t* words,
+                                  Sum (&sum)[kRows][kVectors]) {
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kWordsPerPiece; ++i) {
+      const uint32_t* word = words + (v * kWordsPerPiece + i) * kOutBlock;
+      _mm_prefetch(reinterpret_cast<const char*>(word) + kPrefetchBytes, _MM_HINT_T1);
+      const __m512i w = LoadWord(word);
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; ++r) {
+        const __m512i xv = BroadcastWord(x + r * kPieceBytes + i * kWordBytes);
+        sum[r][v] = AddDot(sum[r][v], xv, w);
+      }
+    }
   }
 }
 
@@ -80,7 +95,11 @@ OSDN_AVX512_INLINE void DotPanel(const Panel& panel, int64_t words, const Rows& 
   const char* x = rows.x;
   const uint32_t* w = panel.words;
   for (int64_t i = 0; i < words; i += kWordsPerPiece) {
-    DotPiece<kRows, kVectors>(x, w, panel.width, sum);
+    if constexpr (kRows <= kFewRows) {
+      StreamRun<kRows, kVectors>(x, w, sum);
+    } else {
+      DotRun<kRows, kVectors>(x, w, sum);
+    }
     x += rows.piece_stride;
     w += kWordsPerPiece * panel.width;
   }

@@ -69,25 +69,36 @@ HWY_INLINE void AddWord(const VU (&word)[kVectors], const float* x, int64_t x_st
 // How far ahead of a lone row's stream memory is asked: the hardware prefetcher alone falls behind.
 inline constexpr int64_t kPrefetchBytes = 4096;
 
+HWY_INLINE void PrefetchPanelWord(const uint32_t* words) {
+  for (int64_t o = 0; o < kPanelOuts; o += kLineFloats) {
+    hwy::Prefetch(words + o + kPrefetchBytes / kWordBytes);
+  }
+}
+
 // sum[r][v] = <x_r, words of the panel from `column` on> over `count` words from `first` on.
 template <DType kType, int kRows, int kVectors>
 HWY_INLINE void DotWords(const PanelProduct& p, const float* x, int64_t first, int64_t count,
                          int64_t column, VF (&sum)[kRows][kVectors]) {
   const DU du;
+  constexpr int64_t kRun = RunWords(kType);
   const int64_t width = p.panel.width;
-  const uint32_t* words = p.panel.words + first * width + column;
   x += first * InputsPerWord(kType);
-  for (int64_t i = 0; i < count; ++i) {
-    if constexpr (kRows == 1 && kVectors * kLanes == kPanelOuts) {
-      for (int64_t o = 0; o < kPanelOuts; o += kLineFloats) {
-        hwy::Prefetch(words + o + kPrefetchBytes / kWordBytes);
+  for (int64_t i = first; i < first + count; i += kRun) {
+    const uint32_t* run = p.panel.words + i * width;
+    for (int64_t j = 0; j < kRun; ++j) {
+      if constexpr (kRows == 1 && kVectors * kLanes == kPanelOuts) {
+        PrefetchPanelWord(run + j * kPanelOuts);
       }
+      VU word[kVectors];
+      OSDN_UNROLL for (int v = 0; v < kVectors; ++v) {
+        const int64_t out = column + v * kLanes;
+        word[v] = hn::LoadU(
+            du, kRun == 1 ? run + out
+                          : run + (out / kOutBlock * kRun + j) * kOutBlock + out % kOutBlock);
+      }
+      AddWord<kType, 0, kRows, kVectors>(word, x, p.panel.inputs, sum);
+      x += InputsPerWord(kType);
     }
-    VU word[kVectors];
-    OSDN_UNROLL for (int v = 0; v < kVectors; ++v) word[v] = hn::LoadU(du, words + v * kLanes);
-    AddWord<kType, 0, kRows, kVectors>(word, x, p.panel.inputs, sum);
-    words += width;
-    x += InputsPerWord(kType);
   }
 }
 

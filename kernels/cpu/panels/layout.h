@@ -1,15 +1,17 @@
 // How weights and activations are laid out for the CPU's products y = x W^T.
 //
 // A weight [out, in] is cut into panels of kPanelOuts outputs. A panel is stored in the order it is
-// read: step by step along the inputs, each step one 32-bit word an output, outputs side by side:
+// read: run by run along the inputs, a run being some words of each block of kOutBlock outputs,
+// word by word, outputs side by side: [inputs / (run * per word), width / 16, run, 16]. Runs are an
+// AMX tile (16 words, 1 KB) for bf16 and int8 and one word for the others. A 32-bit word holds:
 //
-//   f32   1 input a step                     int8  4 inputs a step, in order of address
-//   bf16  2 inputs a step, the even one in   int4  8 inputs a step: nibble n of the low half is
-//         the low half                             input 2n, nibble n of the high half 2n + 1
+//   f32   1 input                            int8  4 inputs, in order of address
+//   bf16  2 inputs, the even one in the      int4  8 inputs: nibble n of the low half is input 2n,
+//         low half                                 nibble n of the high half 2n + 1
 //
 // So any number of rows reads every byte once, in sequence: at one row memory sets the pace, at
-// many the arithmetic. The words are what AVX512-BF16 and VNNI dot instructions and AMX tiles (16
-// steps of 16 outputs) take, and other targets unpack them with shifts.
+// many the arithmetic. The words are what AVX512-BF16 and VNNI dot instructions and AMX tiles take,
+// and other targets unpack them with shifts.
 //
 // The arithmetic of one result is the same whatever the number of rows: inputs in ascending order
 // into one accumulator. That is what makes batches invariant.
@@ -45,6 +47,11 @@ constexpr int64_t InputsPerWord(DType dtype) {
   return 1;
 }
 
+// Words of a run.
+constexpr int64_t RunWords(DType dtype) {
+  return dtype == DType::kBF16 || dtype == DType::kI8 ? 16 : 1;
+}
+
 // Inputs are padded with zeros to whole AMX tiles (16 words) or whole int4 groups.
 constexpr int64_t PaddedInputs(DType dtype, int64_t in_features) {
   switch (dtype) {
@@ -62,7 +69,7 @@ constexpr int64_t PaddedInputs(DType dtype, int64_t in_features) {
 
 // One panel of a packed weight.
 struct Panel {
-  const uint32_t* words = nullptr;  // [inputs / InputsPerWord, width]
+  const uint32_t* words = nullptr;  // [inputs / InputsPerWord * width], in runs
   int64_t inputs = 0;               // padded
   int64_t width = 0;                // outputs stored, a multiple of kOutBlock
   int64_t outs = 0;                 // outputs that exist

@@ -132,8 +132,18 @@ void PackedWeight::PackPanel(int64_t index) {
       GatherWords(source + o * row_bytes, row_bytes, first, count, dtype() == DType::kI4,
                   gathered + o * kWordChunk);
     }
-    TransposeWords(gathered, target.outs, count, kWordChunk,
-                   const_cast<uint32_t*>(target.words) + first * target.width, target.width);
+    auto* to = const_cast<uint32_t*>(target.words) + first * target.width;
+    const int64_t run = RunWords(dtype());
+    if (run == 1) {
+      TransposeWords(gathered, target.outs, count, kWordChunk, to, target.width);
+      continue;
+    }
+    for (int64_t word = 0; word < count; word += run) {
+      for (int64_t o = 0; o < target.width; o += kOutBlock) {
+        TransposeWords(gathered + o * kWordChunk + word, std::min(kOutBlock, target.outs - o), run,
+                       kWordChunk, to + word * target.width + o * run, kOutBlock);
+      }
+    }
   }
   PackScales(index);
 }
