@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <future>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -109,6 +110,26 @@ VocabularyView MakeVocabularyView(const ModelConfig& config, const Tokenizer* to
   return view;
 }
 
+struct LoadedModel {
+  std::unique_ptr<ModelExecutor> executor;
+  std::string backend_reason;
+};
+
+absl::StatusOr<LoadedModel> LoadModel(const EngineOptions& options, const ModelConfig& config) {
+  auto weights = Weights::Load(options.model_dir, config, {.verify_checksums = false});
+  if (!weights.ok()) return weights.status();
+  auto choice = kernels::CreateBackend(options.backend);
+  if (!choice.ok()) return choice.status();
+  // A row of logits for each sequence is the most that one step needs.
+  const Model::Options model_options{.max_rows = StepTokens(options),
+                                     .max_logit_rows = options.max_slots};
+  auto executor =
+      ModelExecutor::Create(config.arch, *std::move(weights), std::move(choice->backend),
+                            model_options, options.max_slots);
+  if (!executor.ok()) return executor.status();
+  return LoadedModel{*std::move(executor), std::move(choice->reason)};
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& options) {
@@ -117,21 +138,22 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& opti
   if (!config.ok()) return config.status();
   auto tokenizer = LoadTokenizer(options.model_dir, *config);
   if (!tokenizer.ok()) return tokenizer.status();
-  auto weights =
-      Weights::Load(options.model_dir, *config, {.verify_checksums = options.verify_checksums});
-  if (!weights.ok()) return weights.status();
-  auto choice = kernels::CreateBackend(options.backend);
-  if (!choice.ok()) return choice.status();
-  // A row of logits for each sequence is the most that one step needs.
-  const Model::Options model_options{.max_rows = StepTokens(options),
-                                     .max_logit_rows = options.max_slots};
-  auto executor =
-      ModelExecutor::Create(config->arch, *std::move(weights), std::move(choice->backend),
-                            model_options, options.max_slots);
-  if (!executor.ok()) return executor.status();
+  // Checksums are read while the weights are packed: both take about as long, on a core each.
+  std::future<absl::Status> verified;
+  if (options.verify_checksums) {
+    verified = std::async(std::launch::async, [&options, &config] {
+      return VerifyModelFiles(options.model_dir, *config);
+    });
+  }
+  auto loaded = LoadModel(options, *config);
+  if (verified.valid()) {
+    // What is wrong with a corrupt file is best said by its checksum.
+    if (absl::Status status = verified.get(); !status.ok()) return status;
+  }
+  if (!loaded.ok()) return loaded.status();
   auto engine = std::unique_ptr<Engine>(
-      new Engine(*std::move(config), *std::move(tokenizer), *std::move(executor)));
-  engine->Start(options, std::move(choice->reason));
+      new Engine(*std::move(config), *std::move(tokenizer), std::move(loaded->executor)));
+  engine->Start(options, std::move(loaded->backend_reason));
   return engine;
 }
 

@@ -25,6 +25,10 @@ class MappedFile {
   absl::Span<const std::byte> bytes() const { return {data_, size_}; }
   const std::string& path() const { return path_; }
 
+  // Gives back the memory of the pages that lie in `part` as a whole. They stay readable: the next
+  // look brings them back from the page cache or the file.
+  void Release(absl::Span<const std::byte> part) const;
+
  private:
   std::string path_;
   const std::byte* data_ = nullptr;

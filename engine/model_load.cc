@@ -46,6 +46,7 @@ class Model::Loader {
     if (!prepared.ok()) return Fail(absl::StrCat("tensor ", name), prepared.status());
     *bytes_ += (*prepared)->extra_bytes();
     *out = *std::move(prepared);
+    weights_->Release(name);
   }
 
   void Vector(const std::string& name, Buffer* out) {

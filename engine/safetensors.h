@@ -35,6 +35,8 @@ class SafetensorsFile {
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   const SafetensorsEntry* Find(const std::string& name) const;
   const std::string& path() const { return file_.path(); }
+  // See MappedFile::Release.
+  void Release(absl::Span<const std::byte> part) const { file_.Release(part); }
 
  private:
   MappedFile file_;

@@ -91,6 +91,10 @@ absl::Status CheckTensors(const SafetensorsFile& file, const ModelConfig& config
 
 }  // namespace
 
+absl::Status VerifyModelFiles(const std::string& model_dir, const ModelConfig& config) {
+  return VerifyFiles(model_dir, config, /*checksums=*/true);
+}
+
 absl::StatusOr<Weights> Weights::Load(const std::string& model_dir, const ModelConfig& config,
                                       const Options& options) {
   if (absl::Status s = ValidateArchitecture(config.arch); !s.ok()) return s;
@@ -119,6 +123,10 @@ void Weights::Index(const ModelConfig& config) {
 kernels::HostTensor Weights::Get(const std::string& name) const {
   const auto found = tensors_.find(name);
   return found == tensors_.end() ? kernels::HostTensor() : found->second;
+}
+
+void Weights::Release(const std::string& name) const {
+  if (const SafetensorsEntry* entry = file_.Find(name)) file_.Release(entry->data);
 }
 
 size_t Weights::bytes() const {

@@ -35,6 +35,12 @@ std::vector<OptionSpec> MakeTable() {
        ChoiceOption{&O::backend, {"auto", "cpu", "cuda", "reference"}}},
       {"--threads", "threads", "N", "threads of the cpu backend; 0 is one a physical core",
        IntOption{&O::threads, 0, 1024}},
+      {"--cpu-isa", "cpu_isa", "NAME",
+       "instruction set of the cpu backend: auto is this CPU's best; a lower one gives the same "
+       "bits "
+       "on different machines",
+       ChoiceOption{&O::cpu_isa,
+                    {"auto", "amx", "avx512_bf16", "avx512", "avx2", "neon", "baseline"}}},
       {"--grpc-address", "grpc.address", "HOST:PORT",
        "where to listen for gRPC; port 0 takes a free one, which the log names",
        TextOption{&O::grpc_address}},

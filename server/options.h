@@ -25,6 +25,7 @@ struct ServerOptions {
   bool verify_checksums = true;
   std::string backend = "auto";
   int64_t threads = 0;
+  std::string cpu_isa = "auto";
   std::string grpc_address = "127.0.0.1:50051";
   bool insecure = false;
   int64_t max_message_bytes = 4 << 20;

@@ -44,6 +44,7 @@ EngineOptions ToEngineOptions(const ServerOptions& options) {
   engine.model_dir = options.model_dir;
   engine.backend.name = options.backend;
   engine.backend.threads = static_cast<int>(options.threads);
+  engine.backend.cpu_isa = options.cpu_isa;
   engine.max_slots = static_cast<int32_t>(options.max_slots);
   engine.max_prefill_tokens = options.max_prefill_tokens;
   engine.max_queued_requests = options.max_queued_requests;
