@@ -120,3 +120,14 @@ def test_chat_answers_from_the_conversation(bundled_server):
     answers = run_tools("chat", "--address", bundled_server.address, "--temperature", "0",
                         input=lines).stdout.splitlines()
     assert len(answers) == 2 and "4817" in answers[1]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_quantized_model_answers_from_the_conversation(servers, bundled_model, tmp_path, dtype):
+    """What the weights are rounded to still remembers; tests/unit/tools holds the perplexity bars."""
+    run_tools("quantize", bundled_model, tmp_path / dtype, "--dtype", dtype)
+    server = servers(tmp_path / dtype)
+    lines = "My locker number is 4817.\nWhat is my locker number?\n"
+    answers = run_tools("chat", "--address", server.address, "--temperature", "0",
+                        input=lines).stdout.splitlines()
+    assert len(answers) == 2 and "4817" in answers[1]
