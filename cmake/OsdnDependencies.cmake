@@ -21,3 +21,4 @@ if(OSDN_BUILD_BENCHMARKS)
 endif()
 
 include(OsdnSentencePiece)
+include(OsdnXGrammar)

@@ -23,6 +23,7 @@ namespace osdn {
 struct CallEnvironment {
   Engine* engine = nullptr;
   Executor* workers = nullptr;  // reading requests: tokenizing a long prompt takes a while
+  Executor* compilers = nullptr;  // constraints: slow, and nobody else waits for them
   Executor* writers = nullptr;  // passing on events
   Executor* storage = nullptr;  // saved states: may wait for the disk
   StateAccess* states = nullptr;
