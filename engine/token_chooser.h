@@ -47,8 +47,8 @@ class TokenChooser {
   std::vector<int32_t> end_tokens_;  // sorted
   std::optional<PenaltyWindow> penalties_;
   std::unique_ptr<ConstraintMatcher> constraint_;  // made with the first token; null: none
-  uint64_t first_draw_ = 0;  // goes on where a resumed state ended
-  int64_t chosen_ = 0;       // tokens, end token included
+  uint64_t first_draw_ = 0;                        // goes on where a resumed state ended
+  int64_t chosen_ = 0;                             // tokens, end token included
 };
 
 }  // namespace osdn
