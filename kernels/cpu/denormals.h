@@ -1,6 +1,6 @@
-// Numbers too small to be normal count as zero while this lives, on this thread. The delta rule makes
-// them wherever text repeats (its error shrinks geometrically), and a CPU takes a hundred cycles for
-// each.
+// Numbers too small to be normal count as zero while this lives, on this thread. The delta rule
+// makes them wherever text repeats (its error shrinks geometrically), and a CPU takes a hundred
+// cycles for each.
 #ifndef OSDN_KERNELS_CPU_DENORMALS_H_
 #define OSDN_KERNELS_CPU_DENORMALS_H_
 

@@ -1,7 +1,7 @@
 #include "kernels/cpu/linear.h"
 
 #include <algorithm>
-#include <utility>
+#include <array>
 
 namespace osdn::kernels::cpu {
 namespace {
@@ -37,15 +37,16 @@ absl::Status LinearOp::RunRows(const LinearArgs& args, int64_t first, int64_t ro
   const int64_t bytes = tasks_.back().end_bytes;
   const auto count = static_cast<int64_t>(tasks_.size());
   threads_.Each(count, bytes * rows, [&](int64_t share, int64_t shares) {
-    // The tasks whose middle lies in this share.
-    const int64_t begin = bytes * share / shares;
-    const int64_t end = bytes * (share + 1) / shares;
-    int64_t start = 0;
-    for (const Task& task : tasks_) {
-      const int64_t middle = (start + task.end_bytes) / 2;
-      start = task.end_bytes;
-      if (middle >= begin && middle < end) RunTask(task, first, rows);
-    }
+    // Up to the first panel that ends in a later share.
+    const auto border = [&](int64_t share_of_border) {
+      const int64_t at = bytes * share_of_border / shares;
+      return std::upper_bound(
+          tasks_.begin(), tasks_.end(), at,
+          [](int64_t wanted, const Task& task) { return wanted < task.end_bytes; });
+    };
+    const auto begin = border(share);
+    RunTasks(absl::MakeConstSpan(tasks_).subspan(begin - tasks_.begin(), border(share + 1) - begin),
+             first, rows);
   });
   return absl::OkStatus();
 }
@@ -96,7 +97,23 @@ absl::StatusOr<LinearOp::PackedRows*> LinearOp::PackX(const LinearArgs& args, in
   return target;
 }
 
-void LinearOp::RunTask(const Task& task, int64_t first, int64_t rows) const {
+// Neighbours of one type go to their kernel together.
+void LinearOp::RunTasks(absl::Span<const Task> tasks, int64_t first, int64_t rows) const {
+  constexpr size_t kAtOnce = 32;
+  std::array<PanelProduct, kAtOnce> products;
+  while (!tasks.empty()) {
+    const DType dtype = tasks[0].weight->dtype();
+    size_t count = 0;
+    while (count < std::min(kAtOnce, tasks.size()) && tasks[count].weight->dtype() == dtype) {
+      products[count] = Product(tasks[count], first, rows);
+      ++count;
+    }
+    kernels_.For(dtype).multiply(absl::MakeConstSpan(products.data(), count));
+    tasks.remove_prefix(count);
+  }
+}
+
+PanelProduct LinearOp::Product(const Task& task, int64_t first, int64_t rows) const {
   PanelProduct product;
   product.panel = task.weight->panel(task.panel);
   product.x = task.rows->data.As<void>();
@@ -105,7 +122,7 @@ void LinearOp::RunTask(const Task& task, int64_t first, int64_t rows) const {
   product.y_stride = task.weight->out_features();
   product.y = task.job->y + first * product.y_stride + task.panel * kPanelOuts;
   product.accumulate = task.job->accumulate;
-  kernels_.For(task.weight->dtype()).multiply(product);
+  return product;
 }
 
 void LinearOp::Embed(const PackedWeight& table, const EmbeddingArgs& args) const {

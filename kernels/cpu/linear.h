@@ -49,7 +49,8 @@ class LinearOp {
   absl::StatusOr<PackedRows*> PackX(const LinearArgs& args, int64_t first, int64_t rows,
                                     const PackedWeight& weight);
   absl::Status ListTasks(const LinearArgs& args, int64_t first, int64_t rows);
-  void RunTask(const Task& task, int64_t first, int64_t rows) const;
+  void RunTasks(absl::Span<const Task> tasks, int64_t first, int64_t rows) const;
+  PanelProduct Product(const Task& task, int64_t first, int64_t rows) const;
 
   Threads threads_;
   PanelKernels kernels_;

@@ -259,7 +259,6 @@ OSDN_AMX void TwoBlocks(const PanelProduct& p, const char* x, int64_t row, int64
 
 template <class Type>
 OSDN_AMX void LastBlock(const PanelProduct& p, const char* x, int64_t row, int64_t rows) {
-  Configure(rows);
   switch (p.panel.width / kOutBlock) {
     case 1:
       return OneBlock<Type, 1>(p, x, row, rows);
@@ -272,14 +271,19 @@ OSDN_AMX void LastBlock(const PanelProduct& p, const char* x, int64_t row, int64
   }
 }
 
+// `configured` is the height tiles are set up for.
 template <class Type>
-OSDN_AMX void MultiplyPanel(const PanelProduct& p) {
+OSDN_AMX void MultiplyPanel(const PanelProduct& p, int64_t* configured) {
+  const auto configure = [configured](int64_t rows) OSDN_AMX {
+    if (*configured != rows) Configure(rows);
+    *configured = rows;
+  };
   const auto* x = static_cast<const char*>(p.x);
   const int64_t block_bytes = p.panel.inputs / Type::kInputsPerPiece * kTileBytes;
   const int64_t panel_bytes =
       p.panel.inputs / Type::kInputsPerPiece * kTileRows * p.panel.width * kWordBytes;
   const int64_t paired = p.rows / (2 * kRowBlock) * 2 * kRowBlock;
-  if (paired > 0) Configure(kRowBlock);
+  if (paired > 0) configure(kRowBlock);
   // Half a panel's words stay near while all pairs of blocks pass.
   for (int64_t column = 0; column < p.panel.width; column += 2 * kOutBlock) {
     for (int64_t row = 0; row < paired; row += 2 * kRowBlock) {
@@ -294,15 +298,26 @@ OSDN_AMX void MultiplyPanel(const PanelProduct& p) {
   }
   for (int64_t row = paired; row < p.rows; row += kRowBlock) {
     const int64_t rows = p.rows - row < kRowBlock ? p.rows - row : kRowBlock;
+    configure(rows);
     LastBlock<Type>(p, x + row / kRowBlock * block_bytes, row, rows);
   }
+}
+
+template <class Type>
+OSDN_AMX void MultiplyAll(absl::Span<const PanelProduct> products) {
+  int64_t configured = 0;
+  for (size_t i = 0; i < products.size(); ++i) MultiplyPanel<Type>(products.data()[i], &configured);
   _tile_release();
 }
 
 }  // namespace
 
-OSDN_AMX void MultiplyBf16Amx(const PanelProduct& product) { MultiplyPanel<Bf16>(product); }
-OSDN_AMX void MultiplyInt8Amx(const PanelProduct& product) { MultiplyPanel<Int8>(product); }
+OSDN_AMX void MultiplyBf16Amx(absl::Span<const PanelProduct> products) {
+  MultiplyAll<Bf16>(products);
+}
+OSDN_AMX void MultiplyInt8Amx(absl::Span<const PanelProduct> products) {
+  MultiplyAll<Int8>(products);
+}
 
 }  // namespace osdn::kernels::cpu
 

@@ -43,6 +43,15 @@ OSDN_AVX512_INLINE __m512i AddDot(__m512i sum, __m512i x, __m512i w) {
 OSDN_AVX512_INLINE void Clear(__m512* v) { *v = _mm512_setzero_ps(); }
 OSDN_AVX512_INLINE void Clear(__m512i* v) { *v = _mm512_setzero_si512(); }
 
+template <int kRows, int kVectors, class Sum>
+OSDN_AVX512_INLINE void ClearAll(Sum (&sum)[kRows][kVectors]) {
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) Clear(&sum[r][v]);
+  }
+}
+
 // sum[r][v] += <x_r, w_v> over one run, which is one piece of the inputs.
 template <int kRows, int kVectors, class Sum>
 OSDN_AVX512_INLINE void DotRun(const char* x, const uint32_t* words, Sum (&sum)[kRows][kVectors]) {
@@ -87,11 +96,7 @@ OSDN_AVX512_INLINE void StreamRun(const char* x, const uint32_t* words,
 template <int kRows, int kVectors, class Sum>
 OSDN_AVX512_INLINE void DotPanel(const Panel& panel, int64_t words, const Rows& rows,
                                  Sum (&sum)[kRows][kVectors]) {
-#pragma GCC unroll 6
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) Clear(&sum[r][v]);
-  }
+  ClearAll(sum);
   const char* x = rows.x;
   const uint32_t* w = panel.words;
   for (int64_t i = 0; i < words; i += kWordsPerPiece) {
@@ -113,19 +118,25 @@ OSDN_AVX512_INLINE void StoreOuts(float* y, int64_t outs, bool accumulate, __m51
   _mm512_mask_storeu_ps(y, mask, sum);
 }
 
+template <int kRows, int kVectors>
+OSDN_AVX512_INLINE void StoreTile(const PanelProduct& p, int64_t row, int64_t column,
+                                  const __m512 (&sum)[kRows][kVectors]) {
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t out = column + v * kOutBlock;
+      StoreOuts(p.y + (row + r) * p.y_stride + out, p.panel.outs - out, p.accumulate, sum[r][v]);
+    }
+  }
+}
+
 struct Bf16Tile {
   template <int kRows, int kVectors>
   OSDN_AVX512 static void Run(const PanelProduct& p, const Rows& rows, int64_t row) {
     __m512 sum[kRows][kVectors];
     DotPanel<kRows, kVectors>(p.panel, p.panel.inputs / 2, rows, sum);
-#pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        StoreOuts(p.y + (row + r) * p.y_stride + v * kOutBlock, p.panel.outs - v * kOutBlock,
-                  p.accumulate, sum[r][v]);
-      }
-    }
+    StoreTile(p, row, 0, sum);
   }
 };
 
@@ -221,38 +232,46 @@ OSDN_AVX512_INLINE __m512 LoadGroupScales(const uint16_t* scales) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
-// One vector of outputs: sum[r] = sum over groups of scale * <x_r, w>. Groups are expanded in
-// registers, for each tile of rows anew: the product, not the table, takes the time from 6 rows on.
-template <int kRows>
+// sum[r][v] = sum over groups of scale * <x_r, w_v> for the vectors from `column` on. Nibbles are
+// expanded in registers, for each tile of rows anew.
+template <int kRows, int kVectors>
 OSDN_AVX512_INLINE void DotInt4(const Panel& panel, const Rows& rows, int64_t column,
-                                __m512 (&sum)[kRows]) {
+                                __m512 (&sum)[kRows][kVectors]) {
   const __m512i table = _mm512_load_si512(kNibbles);
   const uint32_t* words = panel.words + column;
   const uint16_t* scales = panel.group_scales + column;
   const char* x = rows.x;
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) sum[r] = _mm512_setzero_ps();
+  ClearAll(sum);
   for (int64_t group = 0; group < panel.inputs / kInt4Group; ++group) {
-    __m512 part[kRows];
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) part[r] = _mm512_setzero_ps();
+    __m512 part[kRows][kVectors];
+    ClearAll(part);
 #pragma GCC unroll 4
     for (int i = 0; i < kGroupPairs / 4; ++i) {
-      const __m512i word = LoadWord(words + i * panel.width);
-      const __m512i pairs[4] = {NibblePair<0>(word, table), NibblePair<1>(word, table),
-                                NibblePair<2>(word, table), NibblePair<3>(word, table)};
 #pragma GCC unroll 4
-      for (int n = 0; n < 4; ++n) {
-#pragma GCC unroll 16
-        for (int r = 0; r < kRows; ++r) {
-          const char* at = x + r * kPieceBytes + (i * 4 + n) * kWordBytes;
-          part[r] = AddDot(part[r], BroadcastWord(at), pairs[n]);
+      for (int v = 0; v < kVectors; ++v) {
+        const uint32_t* at = words + i * panel.width + v * kOutBlock;
+        if constexpr (kVectors == kPanelVectors) {
+          _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes, _MM_HINT_T1);
+        }
+        const __m512i word = LoadWord(at);
+        const __m512i pairs[4] = {NibblePair<0>(word, table), NibblePair<1>(word, table),
+                                  NibblePair<2>(word, table), NibblePair<3>(word, table)};
+#pragma GCC unroll 4
+        for (int n = 0; n < 4; ++n) {
+#pragma GCC unroll 6
+          for (int r = 0; r < kRows; ++r) {
+            const char* xs = x + r * kPieceBytes + (i * 4 + n) * kWordBytes;
+            part[r][v] = AddDot(part[r][v], BroadcastWord(xs), pairs[n]);
+          }
         }
       }
     }
-    const __m512 scale = LoadGroupScales(scales);
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) sum[r] = _mm512_fmadd_ps(scale, part[r], sum[r]);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const __m512 scale = LoadGroupScales(scales + v * kOutBlock);
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; ++r) sum[r][v] = _mm512_fmadd_ps(scale, part[r][v], sum[r][v]);
+    }
     words += kGroupPairs / 4 * panel.width;
     scales += panel.width;
     x += rows.piece_stride;
@@ -262,27 +281,26 @@ OSDN_AVX512_INLINE void DotInt4(const Panel& panel, const Rows& rows, int64_t co
 struct Int4Tile {
   template <int kRows, int kVectors>
   OSDN_AVX512 static void Run(const PanelProduct& p, const Rows& rows, int64_t row) {
-    for (int v = 0; v < kVectors; ++v) {
-      __m512 sum[kRows];
-      DotInt4<kRows>(p.panel, rows, v * kOutBlock, sum);
-      for (int r = 0; r < kRows; ++r) {
-        StoreOuts(p.y + (row + r) * p.y_stride + v * kOutBlock, p.panel.outs - v * kOutBlock,
-                  p.accumulate, sum[r]);
-      }
+    // As many chains of sums as registers allow.
+    constexpr int kAtOnce = kRows <= kFewRows ? kVectors : (kVectors % 2 == 0 ? 2 : 1);
+    for (int first = 0; first < kVectors; first += kAtOnce) {
+      __m512 sum[kRows][kAtOnce];
+      DotInt4<kRows, kAtOnce>(p.panel, rows, first * kOutBlock, sum);
+      StoreTile(p, row, first * kOutBlock, sum);
     }
   }
 };
 
 }  // namespace
 
-void MultiplyBf16Avx512(const PanelProduct& product) {
-  MultiplyPanel<Bf16Tile>(product, product.panel.inputs * 2);
+void MultiplyBf16Avx512(absl::Span<const PanelProduct> products) {
+  for (const PanelProduct& p : products) MultiplyPanel<Bf16Tile>(p, p.panel.inputs * 2);
 }
-void MultiplyInt8Avx512(const PanelProduct& product) {
-  MultiplyPanel<Int8Tile>(product, product.panel.inputs);
+void MultiplyInt8Avx512(absl::Span<const PanelProduct> products) {
+  for (const PanelProduct& p : products) MultiplyPanel<Int8Tile>(p, p.panel.inputs);
 }
-void MultiplyInt4Avx512(const PanelProduct& product) {
-  MultiplyPanel<Int4Tile>(product, product.panel.inputs * 2);
+void MultiplyInt4Avx512(absl::Span<const PanelProduct> products) {
+  for (const PanelProduct& p : products) MultiplyPanel<Int4Tile>(p, p.panel.inputs * 2);
 }
 
 }  // namespace osdn::kernels::cpu

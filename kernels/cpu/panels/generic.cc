@@ -195,10 +195,23 @@ void MultiplyAs(const PanelProduct& p) {
   }
 }
 
-void MultiplyF32Impl(const PanelProduct& p) { MultiplyAs<DType::kF32>(p); }
-void MultiplyBf16Impl(const PanelProduct& p) { MultiplyAs<DType::kBF16>(p); }
-void MultiplyInt8Impl(const PanelProduct& p) { MultiplyAs<DType::kI8>(p); }
-void MultiplyInt4Impl(const PanelProduct& p) { MultiplyAs<DType::kI4>(p); }
+template <DType kType>
+void MultiplyAll(absl::Span<const PanelProduct> products) {
+  for (const PanelProduct& p : products) MultiplyAs<kType>(p);
+}
+
+void MultiplyF32Impl(absl::Span<const PanelProduct> products) {
+  MultiplyAll<DType::kF32>(products);
+}
+void MultiplyBf16Impl(absl::Span<const PanelProduct> products) {
+  MultiplyAll<DType::kBF16>(products);
+}
+void MultiplyInt8Impl(absl::Span<const PanelProduct> products) {
+  MultiplyAll<DType::kI8>(products);
+}
+void MultiplyInt4Impl(absl::Span<const PanelProduct> products) {
+  MultiplyAll<DType::kI4>(products);
+}
 
 // --- Rows ---
 
@@ -308,10 +321,18 @@ HWY_EXPORT(MultiplyInt8Impl);
 HWY_EXPORT(MultiplyInt4Impl);
 HWY_EXPORT(PackRowsImpl);
 
-void MultiplyF32(const PanelProduct& p) { HWY_DYNAMIC_DISPATCH(MultiplyF32Impl)(p); }
-void MultiplyBf16(const PanelProduct& p) { HWY_DYNAMIC_DISPATCH(MultiplyBf16Impl)(p); }
-void MultiplyInt8(const PanelProduct& p) { HWY_DYNAMIC_DISPATCH(MultiplyInt8Impl)(p); }
-void MultiplyInt4(const PanelProduct& p) { HWY_DYNAMIC_DISPATCH(MultiplyInt4Impl)(p); }
+void MultiplyF32(absl::Span<const PanelProduct> products) {
+  HWY_DYNAMIC_DISPATCH(MultiplyF32Impl)(products);
+}
+void MultiplyBf16(absl::Span<const PanelProduct> products) {
+  HWY_DYNAMIC_DISPATCH(MultiplyBf16Impl)(products);
+}
+void MultiplyInt8(absl::Span<const PanelProduct> products) {
+  HWY_DYNAMIC_DISPATCH(MultiplyInt8Impl)(products);
+}
+void MultiplyInt4(absl::Span<const PanelProduct> products) {
+  HWY_DYNAMIC_DISPATCH(MultiplyInt4Impl)(products);
+}
 
 }  // namespace
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "absl/types/span.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/panels/layout.h"
 
@@ -22,7 +23,8 @@ struct PanelProduct {
 
 struct PanelKernel {
   RowFormat rows = RowFormat::kF32;
-  void (*multiply)(const PanelProduct&) = nullptr;
+  // One after the other: what a kernel sets up lasts for all of them.
+  void (*multiply)(absl::Span<const PanelProduct> products) = nullptr;
 };
 
 struct PanelKernels {
@@ -53,11 +55,11 @@ void PackRows(const RowsToPack& rows, int64_t begin, int64_t end);
 // Every type on float32 rows, through Highway's dispatch: any CPU.
 PanelKernels GenericPanelKernels();
 #if defined(__x86_64__)
-void MultiplyBf16Avx512(const PanelProduct& product);  // AVX512-BF16; rows kBf16
-void MultiplyInt4Avx512(const PanelProduct& product);  // AVX512-BF16; rows kBf16
-void MultiplyInt8Avx512(const PanelProduct& product);  // AVX512-VNNI; rows kUint8
-void MultiplyBf16Amx(const PanelProduct& product);     // rows kBf16
-void MultiplyInt8Amx(const PanelProduct& product);     // rows kInt8
+void MultiplyBf16Avx512(absl::Span<const PanelProduct> products);  // AVX512-BF16; rows kBf16
+void MultiplyInt4Avx512(absl::Span<const PanelProduct> products);  // AVX512-BF16; rows kBf16
+void MultiplyInt8Avx512(absl::Span<const PanelProduct> products);  // AVX512-VNNI; rows kUint8
+void MultiplyBf16Amx(absl::Span<const PanelProduct> products);     // rows kBf16
+void MultiplyInt8Amx(absl::Span<const PanelProduct> products);     // rows kInt8
 #endif
 
 }  // namespace osdn::kernels::cpu
