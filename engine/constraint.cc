@@ -186,6 +186,7 @@ absl::StatusOr<std::unique_ptr<ConstraintCompiler>> ConstraintCompiler::Create(
     // One thread, so that the scope's deadline sees all of the work.
     xgrammar::GrammarCompiler compiler(info, /*max_threads=*/1, /*cache_enabled=*/false);
     return std::unique_ptr<ConstraintCompiler>(new ConstraintCompiler(
+        // NOLINTNEXTLINE(modernize-make-unique): an aggregate with mutexes, built in place
         std::unique_ptr<Impl>(new Impl{limits, vocab_size, std::move(compiler), {}, {}, {}, 0})));
   } catch (const std::exception& error) {
     return absl::InternalError(absl::StrCat("constraints: ", error.what()));

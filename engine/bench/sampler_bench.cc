@@ -35,31 +35,31 @@ void Run(benchmark::State& state, const SamplingParams& params, float scale = 2.
   }
 }
 
-void BM_Greedy(benchmark::State& state) { Run(state, {.temperature = 0.0F}); }
-void BM_Plain(benchmark::State& state) { Run(state, {}); }
-void BM_TopK40(benchmark::State& state) { Run(state, {.top_k = 40}); }
-void BM_TopP(benchmark::State& state) { Run(state, {.top_p = 0.9F}); }
-void BM_TopPFlat(benchmark::State& state) { Run(state, {.top_p = 0.9F}, 0.3F); }
-void BM_MinP(benchmark::State& state) { Run(state, {.min_p = 0.05F}); }
-void BM_Typical(benchmark::State& state) { Run(state, {.typical_p = 0.9F}); }
-void BM_All(benchmark::State& state) {
+void Greedy(benchmark::State& state) { Run(state, {.temperature = 0.0F}); }
+void Plain(benchmark::State& state) { Run(state, {}); }
+void TopK40(benchmark::State& state) { Run(state, {.top_k = 40}); }
+void TopP(benchmark::State& state) { Run(state, {.top_p = 0.9F}); }
+void TopPFlat(benchmark::State& state) { Run(state, {.top_p = 0.9F}, 0.3F); }
+void MinP(benchmark::State& state) { Run(state, {.min_p = 0.05F}); }
+void Typical(benchmark::State& state) { Run(state, {.typical_p = 0.9F}); }
+void All(benchmark::State& state) {
   Run(state,
       {.temperature = 0.8F, .top_k = 100, .top_p = 0.9F, .min_p = 0.02F, .typical_p = 0.95F});
 }
-void BM_Logprobs20(benchmark::State& state) {
+void Logprobs20(benchmark::State& state) {
   const std::vector<float> logits = Logits(2.5F);
   for (auto _ : state) benchmark::DoNotOptimize(ComputeLogprob(logits, 7, 20));
 }
 
-BENCHMARK(BM_Greedy)->Unit(benchmark::kMicrosecond);
-BENCHMARK(BM_Plain)->Unit(benchmark::kMicrosecond);
-BENCHMARK(BM_TopK40)->Unit(benchmark::kMicrosecond);
-BENCHMARK(BM_TopP)->Unit(benchmark::kMicrosecond);
-BENCHMARK(BM_TopPFlat)->Unit(benchmark::kMicrosecond);
-BENCHMARK(BM_MinP)->Unit(benchmark::kMicrosecond);
-BENCHMARK(BM_Typical)->Unit(benchmark::kMicrosecond);
-BENCHMARK(BM_All)->Unit(benchmark::kMicrosecond);
-BENCHMARK(BM_Logprobs20)->Unit(benchmark::kMicrosecond);
+BENCHMARK(Greedy)->Unit(benchmark::kMicrosecond);
+BENCHMARK(Plain)->Unit(benchmark::kMicrosecond);
+BENCHMARK(TopK40)->Unit(benchmark::kMicrosecond);
+BENCHMARK(TopP)->Unit(benchmark::kMicrosecond);
+BENCHMARK(TopPFlat)->Unit(benchmark::kMicrosecond);
+BENCHMARK(MinP)->Unit(benchmark::kMicrosecond);
+BENCHMARK(Typical)->Unit(benchmark::kMicrosecond);
+BENCHMARK(All)->Unit(benchmark::kMicrosecond);
+BENCHMARK(Logprobs20)->Unit(benchmark::kMicrosecond);
 
 }  // namespace
 }  // namespace osdn

@@ -45,40 +45,100 @@ HWY_INLINE void LoadInputs(const MixerHead& head, const PreconditionerParams& pa
   }
 }
 
-// Writes kt = d * k and moves d on by one token. Padding stays 0 in kt and harmless in d.
-HWY_INLINE void StepPreconditioner(const PreconditionerParams& params, const float* k, float beta,
-                                   float alpha, int64_t padded, float* HWY_RESTRICT d,
-                                   float* HWY_RESTRICT write_key) {
+// steps[t] = eta beta_t / max(|k_t|^2, eps): what of the update does not wait for d.
+HWY_INLINE void UpdateSteps(const MixerHead& head, const PreconditionerParams& params,
+                            const MixerScratch& scratch, float* HWY_RESTRICT steps) {
   const DF df;
-  VF norm = hn::Zero(df);
-  VF read = hn::Zero(df);
-  for (int64_t i = 0; i < padded; i += kLanes) {
-    const VF kv = hn::Load(df, k + i);
-    const VF dv = hn::Load(df, d + i);
-    const VF kt = hn::Mul(dv, kv);
-    hn::Store(kt, df, write_key + i);
-    norm = hn::MulAdd(kv, kv, norm);
-    read = hn::MulAdd(kt, kv, read);
-  }
-  float sums[4];
-  SumFour(norm, read, hn::Zero(df), hn::Zero(df), sums);
-  const float g = 1.0F - beta * sums[1];
-  const float n = sums[0] > params.eps ? sums[0] : params.eps;
-  const VF step = hn::Set(df, params.eta * beta * g / n);
-  const VF anchor = hn::Set(df, params.anchor);
-  const VF pull = hn::Set(df, alpha);
-  const VF low = hn::Set(df, params.d_min);
-  const VF high = hn::Set(df, params.d_max);
-  for (int64_t i = 0; i < padded; i += kLanes) {
-    const VF kv = hn::Load(df, k + i);
-    const VF dv = hn::Load(df, d + i);
-    const VF kept = hn::MulAdd(pull, hn::Sub(dv, anchor), anchor);
-    const VF moved = hn::MulAdd(step, hn::Mul(kv, kv), kept);
-    hn::Store(hn::Min(hn::Max(moved, low), high), df, d + i);
+  const int64_t pad = scratch.key_pad;
+  const VF zero = hn::Zero(df);
+  for (int64_t t = 0; t < head.tokens; ++t) {
+    const float* k = scratch.keys + t * pad;
+    VF even = zero;
+    VF odd = zero;
+    for (int64_t i = 0; i < pad; i += 2 * kLanes) {
+      const VF k0 = hn::Load(df, k + i);
+      even = hn::MulAdd(k0, k0, even);
+      if (i + kLanes == pad) break;
+      const VF k1 = hn::Load(df, k + i + kLanes);
+      odd = hn::MulAdd(k1, k1, odd);
+    }
+    const float norm = SumLanes(hn::Add(even, odd));
+    steps[t] = params.eta * scratch.beta[t] / (norm > params.eps ? norm : params.eps);
   }
 }
 
-// All tokens from LoadInputs' scratch; d goes back to the head.
+// The constants of the update in registers.
+struct UpdateConstants {
+  explicit UpdateConstants(const PreconditionerParams& params)
+      : anchor(hn::Set(DF(), params.anchor)),
+        low(hn::Set(DF(), params.d_min)),
+        high(hn::Set(DF(), params.d_max)) {}
+  VF anchor, low, high;
+};
+
+HWY_INLINE VF UpdateD(const UpdateConstants& c, VF d, VF k, VF alpha, VF step) {
+  const VF kept = hn::MulAdd(alpha, hn::Sub(d, c.anchor), c.anchor);
+  const VF moved = hn::MulAdd(step, hn::Mul(k, k), kept);
+  return hn::Min(hn::Max(moved, c.low), c.high);
+}
+
+// Tokens in order with d in `kVectors` registers: each waits for the one before, so what counts is
+// the length of the chain from d to d.
+template <int kVectors>
+HWY_INLINE void Phase1InRegisters(const MixerHead& head, const PreconditionerParams& params,
+                                  const MixerScratch& scratch, const float* steps) {
+  const DF df;
+  const UpdateConstants constants(params);
+  VF d[kVectors];
+  OSDN_UNROLL for (int v = 0; v < kVectors; ++v) d[v] = hn::Load(df, scratch.d + v * kLanes);
+  for (int64_t t = 0; t < head.tokens; ++t) {
+    const float* k = scratch.keys + t * kVectors * kLanes;
+    float* write_key = scratch.write_keys + t * kVectors * kLanes;
+    VF read[2] = {hn::Zero(df), hn::Zero(df)};
+    OSDN_UNROLL for (int v = 0; v < kVectors; ++v) {
+      const VF kv = hn::Load(df, k + v * kLanes);
+      const VF kt = hn::Mul(d[v], kv);
+      hn::Store(kt, df, write_key + v * kLanes);
+      read[v % 2] = hn::MulAdd(kt, kv, read[v % 2]);
+    }
+    const float g = 1.0F - scratch.beta[t] * SumLanes(hn::Add(read[0], read[1]));
+    const VF step = hn::Set(df, steps[t] * g);
+    const VF alpha = hn::Set(df, scratch.alpha[t]);
+    OSDN_UNROLL for (int v = 0; v < kVectors; ++v) {
+      d[v] = UpdateD(constants, d[v], hn::Load(df, k + v * kLanes), alpha, step);
+    }
+  }
+  OSDN_UNROLL for (int v = 0; v < kVectors; ++v) hn::Store(d[v], df, scratch.d + v * kLanes);
+}
+
+// The same for any key size, with d in the L1 cache.
+HWY_INLINE void Phase1InCache(const MixerHead& head, const PreconditionerParams& params,
+                              const MixerScratch& scratch, const float* steps) {
+  const DF df;
+  const UpdateConstants constants(params);
+  const int64_t pad = scratch.key_pad;
+  for (int64_t t = 0; t < head.tokens; ++t) {
+    const float* k = scratch.keys + t * pad;
+    VF read = hn::Zero(df);
+    for (int64_t i = 0; i < pad; i += kLanes) {
+      const VF kv = hn::Load(df, k + i);
+      const VF kt = hn::Mul(hn::Load(df, scratch.d + i), kv);
+      hn::Store(kt, df, scratch.write_keys + t * pad + i);
+      read = hn::MulAdd(kt, kv, read);
+    }
+    const float g = 1.0F - scratch.beta[t] * SumLanes(read);
+    const VF step = hn::Set(df, steps[t] * g);
+    const VF alpha = hn::Set(df, scratch.alpha[t]);
+    for (int64_t i = 0; i < pad; i += kLanes) {
+      const VF moved =
+          UpdateD(constants, hn::Load(df, scratch.d + i), hn::Load(df, k + i), alpha, step);
+      hn::Store(moved, df, scratch.d + i);
+    }
+  }
+}
+
+// All tokens from LoadInputs' scratch: kt = d * k each, then d moves on; at the end it goes back to
+// the head. Padding stays 0 in kt and harmless in d.
 HWY_INLINE void Phase1TokenLoop(const MixerHead& head, const PreconditionerParams& params,
                                 const MixerScratch& scratch) {
   const int64_t pad = scratch.key_pad;
@@ -86,9 +146,15 @@ HWY_INLINE void Phase1TokenLoop(const MixerHead& head, const PreconditionerParam
     std::memcpy(scratch.write_keys, scratch.keys, head.tokens * pad * sizeof(float));
     return;
   }
-  for (int64_t t = 0; t < head.tokens; ++t) {
-    StepPreconditioner(params, scratch.keys + t * pad, scratch.beta[t], scratch.alpha[t], pad,
-                       scratch.d, scratch.write_keys + t * pad);
+  float steps[kChunk];
+  UpdateSteps(head, params, scratch, steps);
+  // Registers hold d of the common sizes where there are 32 of a line each.
+  if (kLanes == kLineFloats && pad == 8 * kLanes) {
+    Phase1InRegisters<8>(head, params, scratch, steps);
+  } else if (kLanes == kLineFloats && pad == 4 * kLanes) {
+    Phase1InRegisters<4>(head, params, scratch, steps);
+  } else {
+    Phase1InCache(head, params, scratch, steps);
   }
   std::memcpy(head.d, scratch.d, head.key_dim * sizeof(float));
 }

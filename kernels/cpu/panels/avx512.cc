@@ -3,6 +3,12 @@
 // CPUs without it.
 #if defined(__x86_64__)
 
+// g++ 12 takes its own _mm512_undefined_* for uninitialised variables (GCC bug 105593).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
 #include <immintrin.h>
 
 #include "kernels/cpu/panels/kernels.h"
