@@ -21,4 +21,3 @@ if(OSDN_BUILD_BENCHMARKS)
 endif()
 
 include(OsdnSentencePiece)
-include(OsdnXGrammar)

@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
 # Fetches the source package of a PyPI project with pip, checks its sha256 and leaves it at DIR/NAME-VERSION.tar.gz.
-# Usage: cmake/fetch_sdist.sh NAME VERSION SHA256 DIR [REQUIREMENTS]
-# REQUIREMENTS: what pip needs to read the package's metadata, pinned with hashes, where setuptools is not enough.
+# Usage: cmake/fetch_sdist.sh NAME VERSION SHA256 DIR
 # pip comes from Debian's python3-pip (deploy/install-deps.sh); set OSDN_PYTHON to use another Python.
 set -euo pipefail
 
-if [[ $# -lt 4 || $# -gt 5 ]]; then
-  echo "usage: $0 NAME VERSION SHA256 DIR [REQUIREMENTS]" >&2
+if [[ $# -ne 4 ]]; then
+  echo "usage: $0 NAME VERSION SHA256 DIR" >&2
   exit 2
 fi
-name=$1 version=$2 sha256=$3 dir=$4 requirements=${5:-}
+name=$1 version=$2 sha256=$3 dir=$4
 python=${OSDN_PYTHON:-/usr/bin/python3}
 archive="$dir/$name-$version.tar.gz"
 
@@ -27,12 +26,7 @@ if ! "$python" -m pip --version >/dev/null 2>&1; then
        "(sha256 $sha256) into $dir yourself" >&2
   exit 1
 fi
-if [[ -n $requirements ]]; then
-  "$python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary :all: \
-    --target "$work/build" --requirement "$requirements"
-  export PYTHONPATH="$work/build"
-fi
-# pip reads a source package's metadata with what is installed, so nothing else is fetched.
+# pip reads a source package's metadata with the setuptools that is installed, so nothing else is fetched.
 "$python" -m pip download --quiet --disable-pip-version-check --no-deps --no-build-isolation \
   --no-binary :all: --dest "$work" "$name==$version"
 if ! matches "$work/$name-$version.tar.gz"; then

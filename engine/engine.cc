@@ -153,7 +153,6 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& opti
   if (!loaded.ok()) return loaded.status();
   auto engine = std::unique_ptr<Engine>(
       new Engine(*std::move(config), *std::move(tokenizer), std::move(loaded->executor)));
-  if (absl::Status s = engine->MakeConstraintCompiler(); !s.ok()) return s;
   engine->Start(options, std::move(loaded->backend_reason));
   return engine;
 }
@@ -165,19 +164,6 @@ Engine::Engine(ModelConfig config, std::unique_ptr<Tokenizer> tokenizer,
       executor_(std::move(executor)) {}
 
 Engine::~Engine() = default;
-
-absl::Status Engine::MakeConstraintCompiler() {
-  if (tokenizer_ == nullptr) return absl::OkStatus();
-  std::vector<std::string> bytes;
-  bytes.reserve(static_cast<size_t>(tokenizer_->vocab_size()));
-  for (int32_t id = 0; id < tokenizer_->vocab_size(); ++id) {
-    bytes.emplace_back(tokenizer_->TokenBytes(id));
-  }
-  auto compiler = ConstraintCompiler::Create(std::move(bytes), ConstraintLimits());
-  if (!compiler.ok()) return compiler.status();
-  constraints_ = *std::move(compiler);
-  return absl::OkStatus();
-}
 
 void Engine::Start(const EngineOptions& options, std::string backend_reason) {
   info_ = {.backend = std::string(executor_->backend().name()),
@@ -211,15 +197,6 @@ absl::Status Engine::health() const { return loop_->health(); }
 
 std::vector<FieldViolation> Engine::Validate(const GenerationRequest& request) const {
   return ValidateGeneration(request, limits_);
-}
-
-absl::StatusOr<std::shared_ptr<const CompiledConstraint>> Engine::CompileConstraint(
-    const ConstraintSpec& spec) const {
-  if (constraints_ == nullptr) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "model ", config_.name, " has no tokenizer, so there is no text to constrain"));
-  }
-  return constraints_->Compile(spec);
 }
 
 absl::StatusOr<std::shared_ptr<TokenStream>> Engine::Submit(GenerationRequest request) {

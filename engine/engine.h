@@ -11,7 +11,6 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "engine/constraint.h"
 #include "engine/engine_stats.h"
 #include "engine/generation.h"
 #include "engine/model_config.h"
@@ -72,11 +71,6 @@ class Engine {
   // Everything wrong with a request, all at once, with field names as in osdn.v1.GenerateRequest.
   std::vector<FieldViolation> Validate(const GenerationRequest& request) const;
 
-  // Slow the first time: not for a thread that others wait for. As ConstraintCompiler::Compile;
-  // FAILED_PRECONDITION for a model without a tokenizer.
-  absl::StatusOr<std::shared_ptr<const CompiledConstraint>> CompileConstraint(
-      const ConstraintSpec& spec) const;
-
   // INVALID_ARGUMENT (see Validate), RESOURCE_EXHAUSTED when the queue is full (nothing is kept),
   // UNAVAILABLE after Drain began or the backend failed for good.
   absl::StatusOr<std::shared_ptr<TokenStream>> Submit(GenerationRequest request);
@@ -88,13 +82,11 @@ class Engine {
  private:
   Engine(ModelConfig config, std::unique_ptr<Tokenizer> tokenizer,
          std::unique_ptr<ModelExecutor> executor);
-  absl::Status MakeConstraintCompiler();
   void Start(const EngineOptions& options, std::string backend_reason);
 
   ModelConfig config_;
   EngineInfo info_;
   GenerationLimits limits_;
-  std::unique_ptr<ConstraintCompiler> constraints_;  // null without a tokenizer
   // In order of dependence: each outlives what is below it.
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<ModelExecutor> executor_;

@@ -99,12 +99,6 @@ std::vector<FieldViolation> ValidateGeneration(const GenerationRequest& request,
         {"cache.salt", absl::StrCat(salt_bytes, " bytes: at most ", kMaxCacheSaltBytes)});
   }
   CheckOutput(request, &violations);
-  if (request.constraint_spec.kind != ConstraintSpec::Kind::kNone &&
-      request.state.resume != nullptr && request.prompt.empty()) {
-    violations.push_back({"constraint",
-                          "a state without a prompt goes on with a text that has begun: a "
-                          "constraint is on whole completions"});
-  }
   return violations;
 }
 

@@ -11,7 +11,6 @@
 
 #include "absl/status/status.h"
 #include "engine/admission.h"
-#include "engine/constraint.h"
 #include "engine/logits.h"
 #include "engine/prefix_reuse.h"
 #include "engine/sampling_params.h"
@@ -41,8 +40,6 @@ struct GenerationRequest {
   bool ignore_eos = false;
   std::vector<std::string> stop_strings{};  // at most 16 of 1 to 256 bytes; need a tokenizer
   std::vector<int32_t> stop_token_ids{};
-  ConstraintSpec constraint_spec{};  // what `constraint` was made from, for the record
-  std::shared_ptr<const CompiledConstraint> constraint{};  // null: none
   bool want_prefill_progress = false;
   PrefixCacheParams cache{};
   bool logprobs = false;     // of each token, in the model's own distribution

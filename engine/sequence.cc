@@ -27,8 +27,7 @@ Sequence::Sequence(GenerationRequest request, std::shared_ptr<TokenStream> strea
   if (vocabulary_->token_bytes) {
     const bool restarts = vocabulary_->restarts_text && !request_.prompt.empty() &&
                           vocabulary_->restarts_text(request_.prompt.back());
-    // A constraint is on every byte, so none may be left out.
-    text_.emplace(request_.stop_strings, restarts && request_.constraint == nullptr);
+    text_.emplace(request_.stop_strings, restarts);
   }
   if (request_.state.resume != nullptr) Resume();
   for (const int32_t token : request_.prompt) history_hash_ = ExtendHistory(history_hash_, token);
@@ -183,7 +182,6 @@ std::optional<Ending> Sequence::TakeLogits(absl::Span<const float> logits, Sampl
   if (text_.has_value() && text_->matched_stop().has_value()) {
     return Ending{FinishReason::kStopString, absl::OkStatus()};
   }
-  if (choice->complete) return Ending{FinishReason::kStop, absl::OkStatus()};
   if (chooser_.chosen() >= request_.max_tokens) {
     return Ending{FinishReason::kLength, absl::OkStatus()};
   }

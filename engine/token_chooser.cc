@@ -32,16 +32,11 @@ bool TokenChooser::IsEndToken(int32_t token) const {
 absl::StatusOr<TokenChooser::Choice> TokenChooser::Choose(absl::Span<const float> logits,
                                                           Sampler* sampler) {
   const SamplingParams& params = request_->sampling;
-  if (request_->constraint != nullptr && constraint_ == nullptr) {
-    constraint_ = std::make_unique<ConstraintMatcher>(request_->constraint, end_tokens_);
-  }
   absl::Span<const float> processed = logits;
-  if (penalties_.has_value() || !params.logit_bias.empty() || masks_end_tokens() ||
-      constraint_ != nullptr) {
+  if (penalties_.has_value() || !params.logit_bias.empty() || masks_end_tokens()) {
     const absl::Span<float> row = sampler->CopyRow(logits);
     if (penalties_.has_value()) penalties_->Apply(params, row);
     ApplyLogitBias(params.logit_bias, row);
-    if (constraint_ != nullptr) constraint_->Mask(row);
     if (masks_end_tokens()) MaskTokens(end_tokens_, row);
     processed = row;
   }
@@ -52,10 +47,6 @@ absl::StatusOr<TokenChooser::Choice> TokenChooser::Choose(absl::Span<const float
   if (request_->logprobs) choice.logprob = ComputeLogprob(logits, *token, request_->top_logprobs);
   if (penalties_.has_value()) penalties_->Add(*token);
   ++chosen_;
-  if (constraint_ != nullptr && !IsEndToken(*token)) {
-    if (absl::Status s = constraint_->Accept(*token); !s.ok()) return s;
-    choice.complete = constraint_->complete();
-  }
   return choice;
 }
 

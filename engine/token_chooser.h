@@ -3,13 +3,11 @@
 #define OSDN_ENGINE_TOKEN_CHOOSER_H_
 
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "engine/constraint.h"
 #include "engine/generation.h"
 #include "engine/logits.h"
 #include "engine/sampler.h"
@@ -18,14 +16,13 @@ namespace osdn {
 
 // One a sequence, used by the loop's thread.
 //
-// Order: penalties, logit biases, masks (the constraint's, stop tokens before min_tokens), then the
-// sampler's filters and the draw. Logprobs are those of the untouched row.
+// Order: penalties, logit biases, masks (stop tokens before min_tokens), then the sampler's filters
+// and the draw. Logprobs are those of the untouched row.
 class TokenChooser {
  public:
   struct Choice {
     int32_t token = -1;
     std::optional<TokenLogprob> logprob{};  // where the request asks for it
-    bool complete = false;  // the constraint lets nothing follow: the completion is over
   };
 
   // `request` is valid and outlives the chooser. `end_tokens`: what ends this request's completion.
@@ -46,9 +43,8 @@ class TokenChooser {
   const GenerationRequest* request_;
   std::vector<int32_t> end_tokens_;  // sorted
   std::optional<PenaltyWindow> penalties_;
-  std::unique_ptr<ConstraintMatcher> constraint_;  // made with the first token; null: none
-  uint64_t first_draw_ = 0;                        // goes on where a resumed state ended
-  int64_t chosen_ = 0;                             // tokens, end token included
+  uint64_t first_draw_ = 0;  // goes on where a resumed state ended
+  int64_t chosen_ = 0;       // tokens, end token included
 };
 
 }  // namespace osdn

@@ -82,7 +82,7 @@ class GenerationCall : public GenerationSink {
   void Begin() {
     // Where there is a state to be read, on the threads that may wait for the disk.
     const bool reads = request_->state().from_case() != v1::StateOptions::FROM_NOT_SET;
-    (reads ? environment_.storage : environment_.workers)->Post([this] { Read(); });
+    (reads ? environment_.storage : environment_.workers)->Post([this] { Submit(); });
   }
 
   GenerationDriver& driver() { return *driver_; }
@@ -98,33 +98,13 @@ class GenerationCall : public GenerationSink {
   const std::string& model_name() const { return environment_.engine->config().name; }
 
  private:
-  void Read() {
+  void Submit() {
     if (driver_->cancelled()) return FailWith(absl::CancelledError("cancelled by the client"));
     absl::StatusOr<GenerationRequest> request = ReadRequest(environment_, *request_, prompt_only_);
     if (!request.ok()) return FailWith(request.status());
     params_ = ToResolvedParams(*request);
-    if (request->constraint_spec.kind == ConstraintSpec::Kind::kNone) {
-      return Submit(*std::move(request));
-    }
-    auto shared = std::make_shared<GenerationRequest>(*std::move(request));
-    environment_.compilers->Post([this, shared] { CompileAndSubmit(shared.get()); });
-  }
-
-  void CompileAndSubmit(GenerationRequest* request) {
-    if (driver_->cancelled()) return FailWith(absl::CancelledError("cancelled by the client"));
-    auto constraint = environment_.engine->CompileConstraint(request->constraint_spec);
-    if (absl::IsInvalidArgument(constraint.status())) {
-      return FailWith(InvalidRequestError(
-          {FieldViolation{"constraint", std::string(constraint.status().message())}}));
-    }
-    if (!constraint.ok()) return FailWith(constraint.status());
-    request->constraint = *std::move(constraint);
-    Submit(std::move(*request));
-  }
-
-  void Submit(GenerationRequest request) {
     absl::StatusOr<std::shared_ptr<TokenStream>> stream =
-        environment_.engine->Submit(std::move(request));
+        environment_.engine->Submit(*std::move(request));
     if (!stream.ok()) {
       const bool full = absl::IsResourceExhausted(stream.status());
       return FailWith(full ? WithRetryDelay(stream.status(), kRetryDelay) : stream.status());

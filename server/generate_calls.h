@@ -22,10 +22,9 @@ namespace osdn {
 // What every call needs; outlives all of them.
 struct CallEnvironment {
   Engine* engine = nullptr;
-  Executor* workers = nullptr;    // reading requests: tokenizing a long prompt takes a while
-  Executor* compilers = nullptr;  // constraints: slow, and nobody else waits for them
-  Executor* writers = nullptr;    // passing on events
-  Executor* storage = nullptr;    // saved states: may wait for the disk
+  Executor* workers = nullptr;  // reading requests: tokenizing a long prompt takes a while
+  Executor* writers = nullptr;  // passing on events
+  Executor* storage = nullptr;  // saved states: may wait for the disk
   StateAccess* states = nullptr;
   spdlog::logger* logger = nullptr;
   // Of this call.

@@ -139,7 +139,6 @@ InferenceService::InferenceService(const ServerOptions& options,
     : options_(options),
       logger_(std::move(logger)),
       workers_(kWorkerThreads),
-      compilers_(1),
       writers_(kWriterThreads),
       storage_(kStorageThreads) {}
 
@@ -149,7 +148,6 @@ std::optional<CallEnvironment> InferenceService::Environment(
   environment.engine = engine_.load(std::memory_order_acquire);
   if (environment.engine == nullptr) return std::nullopt;
   environment.workers = &workers_;
-  environment.compilers = &compilers_;
   environment.writers = &writers_;
   environment.storage = &storage_;
   environment.states = states_;

@@ -56,7 +56,6 @@ class InferenceService final : public v1::InferenceService::CallbackService {
   const std::shared_ptr<spdlog::logger> logger_;
   std::atomic<Engine*> engine_{nullptr};
   Executor workers_;
-  Executor compilers_;
   Executor writers_;
   Executor storage_;
   StateAccess* states_ = nullptr;  // published by engine_
