@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/row_math.h"
 
 namespace osdn {
 namespace {
@@ -242,7 +243,7 @@ void EngineLoop::Batch::Add(Sequence* sequence, int64_t count) {
   sequences.push_back(sequence);
   const absl::Span<const int32_t> input = sequence->InputTokens(count);
   tokens.insert(tokens.end(), input.begin(), input.end());
-  if (sequence->position() + count >= sequence->prompt_tokens()) {
+  if (sequence->position() + count >= sequence->prompt_end()) {
     logit_rows.push_back(row + count - 1);
   }
 }
@@ -280,7 +281,8 @@ void EngineLoop::TakeResults() {
     if (sequence->prefilled()) {
       logits = absl::MakeSpan(logits_).subspan(logit_row++ * vocab, vocab);
     }
-    if (prefilling) {
+    // What is not finite ends its sequence below and must not serve another.
+    if (prefilling && !row_math::FindPeak(logits).invalid) {
       // A copy that fails is a state less to start from; nothing of this request is lost.
       prefix_reuse_.Capture(sequence, logits, executor_).IgnoreError();
     }
@@ -304,7 +306,8 @@ absl::Status EngineLoop::LeaveState(Sequence* sequence, FinishReason reason,
                                     absl::Span<const float> logits) {
   auto image = std::make_shared<StateImage>(executor_->slot_bytes());
   if (sequence->swapped()) {
-    const absl::Span<const std::byte> state = sequence->SwapIn(-1)->state();
+    const std::shared_ptr<const StateImage> held = sequence->SwapIn(-1);
+    const absl::Span<const std::byte> state = held->state();
     std::copy(state.begin(), state.end(), image->mutable_state().begin());
   } else if (absl::Status s = executor_->SaveSlot(sequence->slot(), image->mutable_state());
              !s.ok()) {

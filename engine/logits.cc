@@ -57,6 +57,8 @@ void PenaltyWindow::Apply(const SamplingParams& params, absl::Span<float> logits
     if (static_cast<size_t>(token) >= logits.size()) continue;
     float& logit = logits[static_cast<size_t>(token)];
     logit = logit > 0.0F ? logit / params.repetition_penalty : logit * params.repetition_penalty;
+    // A penalty far below 1 must not look like a fault of the model.
+    logit = std::min(logit, std::numeric_limits<float>::max());
     if (count.completion == 0) continue;
     logit -=
         params.frequency_penalty * static_cast<float>(count.completion) + params.presence_penalty;

@@ -90,6 +90,8 @@ class Sequence {
   absl::Span<const int32_t> InputTokens(int64_t count) const;
   // `count` input tokens are in the state now. Tells progress where asked for.
   void Advance(int64_t count);
+  // The position behind the prompt's last token: beyond prompt_tokens() where a state was resumed.
+  int64_t prompt_end() const { return base_ + prompt_tokens(); }
   // All of the prompt is in the state: the next thing is TakeLogits.
   bool prefilled() const { return position_ >= prompt_end(); }
   // Samples from the logits after the last input token and emits what became showable. The ending
@@ -109,7 +111,6 @@ class Sequence {
  private:
   void EmitPrompt();
   void Resume();
-  int64_t prompt_end() const { return base_ + prompt_tokens(); }
   GenerationTimings Timings(Clock::time_point now) const;
 
   GenerationRequest request_;

@@ -138,7 +138,10 @@ class DiskStorage final : public StateStorage {
       ::unlink(temporary.c_str());
       return status;
     }
-    return SyncDirectory();
+    // What is not told as kept must not come back after a restart.
+    status = SyncDirectory();
+    if (!status.ok()) ::unlink(path.c_str());
+    return status;
   }
 
   absl::StatusOr<std::string> Read(const StateRecord& record) override {
@@ -155,18 +158,19 @@ class DiskStorage final : public StateStorage {
   absl::Status Remove(const StateRecord& record) override {
     const std::string path = Path(record.id);
     if (::unlink(path.c_str()) != 0 && errno != ENOENT) return Failed("remove", path);
-    return absl::OkStatus();
+    return SyncDirectory();
   }
 
   absl::StatusOr<std::vector<StateRecord>> Load(std::vector<std::string>* problems) override {
     std::vector<StateRecord> records;
     std::error_code error;
-    for (const auto& entry : std::filesystem::directory_iterator(dir_, error)) {
-      const std::string path = entry.path().string();
-      if (absl::EndsWith(path, kTemporarySuffix)) {
+    std::filesystem::directory_iterator entry(dir_, error);
+    for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+      const std::string path = entry->path().string();
+      if (absl::EndsWith(path, absl::StrCat(kSuffix, kTemporarySuffix))) {
         ::unlink(path.c_str());  // a write that did not come to its end: it never was
       } else if (absl::EndsWith(path, kSuffix)) {
-        LoadFile(path, entry.path().stem().string(), &records, problems);
+        LoadFile(path, entry->path().stem().string(), &records, problems);
       }
     }
     if (error) {

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/status/status.h"
+#include "engine/row_math.h"
+
 namespace osdn {
 
 TokenChooser::TokenChooser(const GenerationRequest& request, std::vector<int32_t> end_tokens)
@@ -34,6 +37,10 @@ absl::StatusOr<TokenChooser::Choice> TokenChooser::Choose(absl::Span<const float
   const SamplingParams& params = request_->sampling;
   absl::Span<const float> processed = logits;
   if (penalties_.has_value() || !params.logit_bias.empty() || masks_end_tokens()) {
+    // Before a mask could hide it.
+    if (row_math::FindPeak(logits).invalid) {
+      return absl::InternalError("logits are not finite: the model's state or weights are not");
+    }
     const absl::Span<float> row = sampler->CopyRow(logits);
     if (penalties_.has_value()) penalties_->Apply(params, row);
     ApplyLogitBias(params.logit_bias, row);

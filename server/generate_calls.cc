@@ -121,6 +121,8 @@ class GenerationCall : public GenerationSink {
     }
     if (finished.state == nullptr) return EndWell(finished);
     environment_.storage->Post([this, finished] {
+      // Nobody would learn the id of what is left.
+      if (driver_->cancelled()) return FailWith(absl::CancelledError("cancelled by the client"));
       absl::StatusOr<StateAccess::Left> left =
           environment_.states->Leave(*finished.state, request_->state());
       if (!left.ok()) return FailWith(left.status());

@@ -148,7 +148,10 @@ absl::StatusOr<v1::StateInfo> StateAccess::Fork(const std::string& id, const std
   if (!record.ok()) return record.status();
   const absl::StatusOr<std::string> blob = ReadBlob(id);
   if (!blob.ok()) return blob.status();
-  if (absl::StatusOr<SnapshotInfo> info = InspectSnapshot(*blob); !info.ok()) return info.status();
+  // Another model's, kept before this one was served, is refused here as it is in Generate.
+  if (auto snapshot = DecodeSnapshot(*blob, identity_, key_); !snapshot.ok()) {
+    return snapshot.status();
+  }
   return Keep(*blob, record->position, label, id, ttl);
 }
 

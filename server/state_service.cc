@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/snapshot.h"
 #include "server/state_access.h"
 #include "server/status.h"
 
@@ -30,6 +31,10 @@ class ExportCall final : public grpc::ServerWriteReactor<v1::ExportStateResponse
     environment->storage->Post([this, states = environment->states, id = std::move(id)] {
       absl::StatusOr<std::string> blob = states->store().Read(kOwner, id);
       if (!blob.ok()) return Finish(ToGrpcStatus(blob.status()));
+      // A file that lost bits says so here, not where it is imported.
+      if (auto info = InspectSnapshot(*blob); !info.ok()) {
+        return Finish(ToGrpcStatus(info.status()));
+      }
       blob_ = *std::move(blob);
       WriteNext();
     });

@@ -194,7 +194,9 @@ def test_generate_ids_and_json(tiny_server, tiny):
     answer = json.loads(run_tools("generate", *flags, "--json").stdout)
     assert answer["token_ids"] == expected.ids
     assert answer["finish_reason"] == "length"
-    assert answer["usage"] == {"prompt_tokens": 3, "cached_tokens": 0, "completion_tokens": 12}
+    usage = answer["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (3, 12)
+    assert usage["cached_tokens"] <= 3  # the server has read this prompt before
 
 
 def test_generate_errors(tiny_server, tiny_model):

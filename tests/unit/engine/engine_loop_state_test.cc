@@ -66,6 +66,36 @@ TEST_F(StateTest, PartsAreTheWhole) {
   ExpectAllZero();
 }
 
+// A resumed prompt that is read in pieces is not done where a fresh one of its length would be: it
+// must not take the logits of whoever shares the step.
+TEST_F(StateTest, PiecesAfterAResumedStateLeaveOthersTheirLogits) {
+  EngineLoop::Options options;
+  options.limits.max_prefill_tokens = 128;
+  options.limits.max_step_tokens = 192;
+  Start(Hashing, options);
+  std::vector<int32_t> history(300, 4);
+  GenerationRequest first = Request(history, 0);
+  first.state.want_state = true;
+  const auto state = StateOf(Generate(first));
+
+  GenerationRequest resumed = Request(std::vector<int32_t>(260, 7), 8);
+  resumed.state.resume = state;
+  resumed.ignore_eos = true;
+  GenerationRequest fresh = Request({1, 2, 3, 5, 8}, 8);
+  fresh.ignore_eos = true;
+  const Outcome resumed_alone = Generate(resumed);
+  const Outcome fresh_alone = Generate(fresh);
+  executor_->Pause();
+  const auto held = Submit(Request({9}, 4));
+  executor_->AwaitHeld();
+  const auto a = Submit(resumed);
+  const auto b = Submit(fresh);
+  executor_->Resume();
+  EXPECT_EQ(ReadAll(b.get()).ids, fresh_alone.ids);
+  EXPECT_EQ(ReadAll(a.get()).ids, resumed_alone.ids);
+  ReadAll(held.get());
+}
+
 TEST_F(StateTest, NewTokensFollowThePendingOne) {
   Start(Hashing);
   GenerationRequest request = Request({1, 2, 3}, 4);

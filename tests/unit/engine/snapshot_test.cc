@@ -4,6 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
@@ -27,15 +30,20 @@ StateIdentity Identity() {
           .vocab_size = kVocab};
 }
 
-SequenceSnapshot Snapshot(bool pending) {
+SequenceSnapshot Snapshot(bool pending, const std::function<void(StateImage*)>& change = nullptr) {
   std::mt19937 random(std::random_device{}());
   auto image = std::make_shared<StateImage>(kStateBytes);
-  for (std::byte& byte : image->mutable_state()) byte = static_cast<std::byte>(random());
+  const absl::Span<std::byte> state = image->mutable_state();
+  for (size_t i = 0; i < state.size(); i += sizeof(float)) {
+    const float value = static_cast<float>(random()) / 1e9F - 2.0F;
+    std::memcpy(state.data() + i, &value, sizeof(value));
+  }
   image->position = 1234;
   if (!pending) {
     image->logits.resize(kVocab);
     for (float& logit : image->logits) logit = static_cast<float>(random()) / 1e9F;
   }
+  if (change) change(image.get());
   return {.image = image,
           .pending_token = pending ? 7 : -1,
           .seed = (uint64_t{1} << 63) + random(),
@@ -167,6 +175,20 @@ TEST(SnapshotTest, RandomDescriptionsNeverCrash) {
   std::string nested = blob;
   std::fill(nested.begin() + 64, nested.begin() + 320, '[');
   EXPECT_EQ(Code(Resummed(nested)), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(SnapshotTest, ValuesThatAreNotFiniteAreRefused) {
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
+    const auto bad_logit = [bad](StateImage* image) { image->logits.back() = bad; };
+    const auto bad_state = [bad](StateImage* image) {
+      std::memcpy(image->mutable_state().data() + kStateBytes - sizeof(bad), &bad, sizeof(bad));
+    };
+    for (const SequenceSnapshot& snapshot :
+         {Snapshot(/*pending=*/false, bad_logit), Snapshot(/*pending=*/true, bad_state)}) {
+      EXPECT_EQ(Code(EncodeSnapshot(snapshot, Identity(), "")), absl::StatusCode::kInvalidArgument);
+    }
+  }
 }
 
 TEST(SnapshotTest, AStateWithNothingToGoOnFromIsRefused) {
