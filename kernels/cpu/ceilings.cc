@@ -1,7 +1,6 @@
 #include "kernels/cpu/ceilings.h"
 
 #include <omp.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <chrono>
@@ -119,8 +118,6 @@ absl::StatusOr<std::unique_ptr<Ceilings>> Ceilings::Create(const Options& option
   const size_t grains = std::max(options.buffer_bytes / kGrainBytes, size_t{1});
   absl::StatusOr<Buffer> buffer = AllocateZeroed(grains * kGrainBytes);
   if (!buffer.ok()) return buffer.status();
-  // Refused where there are none: then the pages are small, as the backend's are.
-  ::madvise(buffer->data(), buffer->bytes(), MADV_HUGEPAGE);
   std::unique_ptr<Ceilings> ceilings(new Ceilings(threads, options.gemm_sizes, *std::move(buffer)));
   ceilings->UpdateBandwidth();  // gives every page a frame of its own, not the shared zero page
   return ceilings;

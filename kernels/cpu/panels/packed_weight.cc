@@ -186,11 +186,13 @@ void PackedWeight::ReadRow(int64_t row, float* y) const {
     case DType::kI4: {
       const auto* scales =
           static_cast<const uint16_t*>(source_.scales) + row * CeilDiv(in, kInt4Group);
-      for (int64_t i = 0; i < in; ++i) {
-        const int q = (static_cast<uint8_t>(source[i / 2]) >> (i % 2 * 4)) & 0xF;
+      for (int64_t begin = 0; begin < in; begin += kInt4Group) {
         float scale = 0;
-        WidenBf16(scales + i / kInt4Group, 1, &scale);
-        y[i] = scale * static_cast<float>(q - 8);
+        WidenBf16(scales + begin / kInt4Group, 1, &scale);
+        for (int64_t i = begin; i < std::min(begin + kInt4Group, in); ++i) {
+          const int q = (static_cast<uint8_t>(source[i / 2]) >> (i % 2 * 4)) & 0xF;
+          y[i] = scale * static_cast<float>(q - 8);
+        }
       }
       return;
     }

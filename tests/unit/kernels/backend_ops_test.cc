@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "tests/unit/kernels/host_weight.h"
 #include "tests/unit/kernels/op_harness.h"
 #include "tests/unit/kernels/ops_under_test.h"
 #include "tests/unit/kernels/test_backend.h"
@@ -40,21 +41,13 @@ TEST_P(BackendOpsTest, Gates) { Check(GateOps(&random())); }
 TEST_P(BackendOpsTest, Mixer) { Check(MixerOps()); }
 
 TEST_P(BackendOpsTest, EmbedIsExact) {
-  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kI8, DType::kI4}) {
     for (const int64_t dim : {1, 16, 33, 130}) {
       SCOPED_TRACE(std::string(DTypeName(dtype)) + ", dim " + std::to_string(dim));
       constexpr int64_t kVocab = 71;
-      std::vector<float> table = random().Normals(kVocab * dim);
-      std::vector<uint16_t> halves;
-      if (dtype == DType::kBF16) {
-        for (float& value : table) {
-          halves.push_back(ToBf16(value));
-          value = FromBf16(halves.back());
-        }
-      }
-      const void* host = dtype == DType::kF32 ? static_cast<const void*>(table.data())
-                                              : static_cast<const void*>(halves.data());
-      const auto weight = backend().PrepareLinear({host, dtype, {kVocab, dim}});
+      const HostWeight host(dtype, kVocab, dim, &random());
+      const std::vector<float>& table = host.values();
+      const auto weight = backend().PrepareLinear(host.tensor());
       ASSERT_TRUE(weight.ok()) << weight.status();
       EXPECT_EQ((*weight)->out_features(), kVocab);
       EXPECT_EQ((*weight)->in_features(), dim);
