@@ -17,6 +17,16 @@ Ending InternalEnding(const absl::Status& cause) {
           absl::InternalError(absl::StrCat("the backend failed: ", cause.message()))};
 }
 
+// The sequence of this id, which is among them.
+template <class Sequences>
+std::unique_ptr<Sequence> Take(Sequences* sequences, uint64_t id) {
+  const auto it = std::find_if(sequences->begin(), sequences->end(),
+                               [id](const auto& sequence) { return sequence->id() == id; });
+  std::unique_ptr<Sequence> taken = std::move(*it);
+  sequences->erase(it);
+  return taken;
+}
+
 }  // namespace
 
 EngineLoop::EngineLoop(const Options& options, VocabularyView vocabulary, StepExecutor* executor)
@@ -166,17 +176,14 @@ void EngineLoop::SwapOut(uint64_t id) {
   }
   const absl::Status released = executor_->ReleaseSlot(sequence->slot());
   sequence->SwapOut(std::move(image));
-  swapped_.push_back(TakeRunning(sequence));
+  swapped_.push_back(Take(&running_, id));
   if (released.ok()) return;
   --limits_.max_slots;
   OnFailure(released);
 }
 
 void EngineLoop::SwapIn(uint64_t id) {
-  const auto it = std::find_if(swapped_.begin(), swapped_.end(),
-                               [id](const auto& sequence) { return sequence->id() == id; });
-  std::unique_ptr<Sequence> sequence = std::move(*it);
-  swapped_.erase(it);
+  std::unique_ptr<Sequence> sequence = Take(&swapped_, id);
   absl::StatusOr<std::optional<int32_t>> slot = executor_->AcquireSlot();
   if (slot.ok() && !slot->has_value()) slot = absl::InternalError("no free slot");
   absl::Status status = slot.status();
@@ -194,10 +201,7 @@ void EngineLoop::AddRunning(std::unique_ptr<Sequence> sequence) {
 }
 
 void EngineLoop::Admit(uint64_t id) {
-  const auto it = std::find_if(waiting_.begin(), waiting_.end(),
-                               [id](const auto& sequence) { return sequence->id() == id; });
-  std::unique_ptr<Sequence> sequence = std::move(*it);
-  waiting_.erase(it);
+  std::unique_ptr<Sequence> sequence = Take(&waiting_, id);
   mailbox_->LeftQueue(sequence->prompt_tokens());
   absl::StatusOr<std::optional<int32_t>> slot = executor_->AcquireSlot();
   if (slot.ok() && !slot->has_value()) slot = absl::InternalError("no free slot");
@@ -291,7 +295,7 @@ void EngineLoop::TakeResults() {
       ended.emplace_back(sequence, *std::move(ending));
     }
   }
-  for (auto& [sequence, ending] : ended) End(TakeRunning(sequence), ending);
+  for (auto& [sequence, ending] : ended) End(Take(&running_, sequence->id()), ending);
 }
 
 std::optional<Ending> EngineLoop::TakeLogits(Sequence* sequence, absl::Span<float> logits) {
@@ -318,14 +322,6 @@ absl::Status EngineLoop::LeaveState(Sequence* sequence, FinishReason reason,
   if (goes_on_from_logits) image->logits.assign(logits.begin(), logits.end());
   sequence->LeaveState(reason, std::move(image));
   return absl::OkStatus();
-}
-
-std::unique_ptr<Sequence> EngineLoop::TakeRunning(const Sequence* sequence) {
-  const auto it = std::find_if(running_.begin(), running_.end(),
-                               [sequence](const auto& other) { return other.get() == sequence; });
-  std::unique_ptr<Sequence> taken = std::move(*it);
-  running_.erase(it);
-  return taken;
 }
 
 void EngineLoop::EndCancelled() {

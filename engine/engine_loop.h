@@ -99,7 +99,6 @@ class EngineLoop {
   // Samples the sequence's next token; the ending if it was the last.
   std::optional<Ending> TakeLogits(Sequence* sequence, absl::Span<float> logits);
   void AddRunning(std::unique_ptr<Sequence> sequence);
-  std::unique_ptr<Sequence> TakeRunning(const Sequence* sequence);
   void EndCancelled();
   // Those whose deadline or time is up.
   void EndOutOfTime();
