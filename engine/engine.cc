@@ -32,6 +32,7 @@ absl::Status CheckOptions(const EngineOptions& options) {
       {"max_queued_tokens", options.max_queued_tokens, 1, int64_t{1} << 40},
       {"stream_capacity", options.stream_capacity, 1, 1 << 20},
       {"max_swapped", options.max_swapped, 0, 1 << 20},
+      {"swap_after", options.swap_after.count(), 1, int64_t{1} << 40},
       {"ageing", options.ageing.count(), 1, int64_t{1} << 40},
       {"prefix_cache_interval", options.prefix_cache_interval, kernels::kChunk, 1 << 20},
   };
@@ -186,7 +187,8 @@ void Engine::Start(const EngineOptions& options, std::string backend_reason) {
       .prefix_cache = {.max_bytes = options.prefix_cache_bytes,
                        .interval = options.prefix_cache_interval},
       .ageing = options.ageing,
-      .max_swapped = options.max_swapped};
+      .max_swapped = options.max_swapped,
+      .swap_after = options.swap_after};
   loop_ = std::make_unique<EngineLoop>(loop_options, MakeVocabularyView(config_, tokenizer_.get()),
                                        executor_.get());
 }

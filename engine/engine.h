@@ -35,6 +35,7 @@ struct EngineOptions {
   int64_t prefix_cache_interval = 512;  // tokens between the states kept of a long prompt; a
                                         // multiple of kernels::kChunk
   int64_t max_swapped = 64;  // sequences of slow readers that may be parked while others wait
+  std::chrono::milliseconds swap_after{200};  // of not reading, until a sequence may be parked
   std::chrono::milliseconds ageing = std::chrono::seconds(10);  // a priority class for every so
                                                                 // long in the queue
   bool verify_checksums = true;

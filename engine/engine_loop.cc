@@ -27,6 +27,25 @@ std::unique_ptr<Sequence> Take(Sequences* sequences, uint64_t id) {
   return taken;
 }
 
+// Those that `wanted` holds for, in order.
+template <class Sequences, class Predicate>
+std::vector<std::unique_ptr<Sequence>> TakeIf(Sequences* sequences, const Predicate& wanted) {
+  const auto first =
+      std::stable_partition(sequences->begin(), sequences->end(),
+                            [&](const auto& sequence) { return !wanted(*sequence); });
+  std::vector<std::unique_ptr<Sequence>> taken(std::make_move_iterator(first),
+                                               std::make_move_iterator(sequences->end()));
+  sequences->erase(first, sequences->end());
+  return taken;
+}
+
+// The ending of a sequence that was cancelled or is out of time. Once there is one, there is one at
+// the next call.
+std::optional<Ending> DueEnding(const Sequence& sequence, Clock::time_point now) {
+  if (sequence.cancelled()) return Ending{FinishReason::kCancelled, absl::OkStatus()};
+  return sequence.OutOfTime(now);
+}
+
 }  // namespace
 
 EngineLoop::EngineLoop(const Options& options, VocabularyView vocabulary, StepExecutor* executor)
@@ -34,6 +53,7 @@ EngineLoop::EngineLoop(const Options& options, VocabularyView vocabulary, StepEx
       vocabulary_(std::move(vocabulary)),
       executor_(executor),
       mailbox_(std::make_shared<Mailbox>(options.queue)),
+      slots_(executor),
       limits_(options.limits),
       prefix_reuse_(options.prefix_cache),
       thread_([this] { Run(); }) {}
@@ -68,21 +88,27 @@ void EngineLoop::Run() {
   bool busy = false;
   while (true) {
     Mailbox::Orders orders = mailbox_->Take(/*wait=*/!busy, NextLook());
+    if (!busy) lap_ = Clock::now();  // waiting is no work
     for (auto& sequence : orders.arrivals) {
       shares_.Arrive(sequence->scheduling().client);
       waiting_.push_back(std::move(sequence));
     }
     if (orders.abort.has_value()) EndAll(*orders.abort);
     if (orders.stop) return;
-    EndCancelled();
-    EndOutOfTime();
+    EndDue();
     busy = Step();
   }
+}
+
+void EngineLoop::Lap(std::chrono::nanoseconds* phase) {
+  const Clock::time_point now = Clock::now();
+  *phase += now - std::exchange(lap_, now);
 }
 
 bool EngineLoop::Step() {
   const StepPlan plan = Plan();
   if (plan.empty()) return false;
+  Lap(&times_.plan);
   for (const uint64_t id : plan.swap_out) SwapOut(id);
   for (const uint64_t id : plan.admit) {
     const bool returns = std::any_of(swapped_.begin(), swapped_.end(),
@@ -91,20 +117,28 @@ bool EngineLoop::Step() {
   }
   PublishRunning();
   BuildBatch(plan);
+  Lap(&times_.admit);
   if (batch_.tokens.empty()) return true;  // no slot could be had: the next round sees fewer
   if (absl::Status status = RunBatch(); !status.ok()) {
     EndRunning(InternalEnding(status));
     OnFailure(status);
     return true;
   }
+  Lap(&times_.forward);
   failures_ = 0;
   TakeResults();
+  Lap(&times_.results);
+  ++times_.steps;
+  mailbox_->SetStepTimes(times_);
   return true;
 }
 
 StepPlan EngineLoop::Plan() {
   const Clock::time_point now = Clock::now();
-  for (const auto& sequence : running_) sequence->NoteStall(now);
+  for (const auto& sequence : running_) {
+    sequence->NoteStall(now);
+    sequence->prefix().wanted_class = PrefixPlan::kNobody;
+  }
   limits_.swap_room = options_.max_swapped - static_cast<int64_t>(swapped_.size());
   // First, because a waiting prompt may have a running one pause where the two part.
   const std::vector<WaitingPrompt> waiting = Candidates();
@@ -112,7 +146,8 @@ StepPlan EngineLoop::Plan() {
   running.reserve(running_.size());
   for (const auto& sequence : running_) {
     running.push_back(sequence->schedule_view());
-    running.back().priority = EffectiveClass(*sequence, now);
+    running.back().priority =
+        std::min(EffectiveClass(*sequence, now), sequence->prefix().wanted_class);
     running.back().idle = sequence->stalled_since().has_value() &&
                           now - *sequence->stalled_since() >= options_.swap_after;
   }
@@ -155,7 +190,15 @@ std::vector<WaitingPrompt> EngineLoop::Candidates() {
   for (const QueueEntry& entry : order) {
     if (static_cast<int64_t>(candidates.size()) >= slots) break;
     Sequence* sequence = by_id.at(entry.id);
-    if (!entry.returning && !prefix_reuse_.MayStart(sequence, ahead)) continue;
+    if (!entry.returning && !prefix_reuse_.MayStart(sequence, ahead)) {
+      // What it waits for is read as if it were its own: else those between the two classes could
+      // hold up both. A leader that waits too is ahead of it, and so of no lower class.
+      if (Sequence* leader = FindRunning(sequence->prefix().leader)) {
+        int64_t& wanted = leader->prefix().wanted_class;
+        wanted = std::min(wanted, entry.priority);
+      }
+      continue;
+    }
     candidates.push_back(sequence->waiting_view());
     candidates.back().priority = entry.priority;
     ahead.push_back(sequence);
@@ -169,28 +212,33 @@ std::vector<WaitingPrompt> EngineLoop::Candidates() {
 
 void EngineLoop::SwapOut(uint64_t id) {
   Sequence* sequence = FindRunning(id);
-  auto image = std::make_shared<StateImage>(executor_->slot_bytes());
-  // What cannot be copied keeps its slot: this round's newcomer finds none and is told so.
-  if (absl::Status s = executor_->SaveSlot(sequence->slot(), image->mutable_state()); !s.ok()) {
-    return OnFailure(s);
+  auto image = std::make_shared<StateImage>(slots_.bytes());
+  // What cannot be copied is lost with its slot's content.
+  if (absl::Status s = slots_.Save(sequence->slot_ref(), image->mutable_state()); !s.ok()) {
+    return Fail(Take(&running_, id), s);
   }
-  const absl::Status released = executor_->ReleaseSlot(sequence->slot());
+  const absl::Status released = slots_.Release(sequence->slot_ref());
   sequence->SwapOut(std::move(image));
   swapped_.push_back(Take(&running_, id));
-  if (released.ok()) return;
-  --limits_.max_slots;
-  OnFailure(released);
+  if (!released.ok()) OnFailure(released);
 }
 
 void EngineLoop::SwapIn(uint64_t id) {
   std::unique_ptr<Sequence> sequence = Take(&swapped_, id);
-  absl::StatusOr<std::optional<int32_t>> slot = executor_->AcquireSlot();
-  if (slot.ok() && !slot->has_value()) slot = absl::InternalError("no free slot");
-  absl::Status status = slot.status();
-  if (status.ok()) status = executor_->RestoreSlot(**slot, sequence->SwapIn(**slot)->state());
-  if (status.ok()) return AddRunning(std::move(sequence));
-  End(std::move(sequence), InternalEnding(status));
-  OnFailure(status);
+  const std::optional<int32_t> slot = SlotFor(&sequence);
+  if (!slot.has_value()) return;
+  const std::shared_ptr<const StateImage> image = sequence->SwapIn(*slot);
+  if (absl::Status s = slots_.Restore(sequence->slot_ref(), image->state()); !s.ok()) {
+    return Fail(std::move(sequence), s);
+  }
+  AddRunning(std::move(sequence));
+}
+
+std::optional<int32_t> EngineLoop::SlotFor(std::unique_ptr<Sequence>* sequence) {
+  const absl::StatusOr<int32_t> slot = slots_.Acquire((*sequence)->id());
+  if (slot.ok()) return *slot;
+  Fail(std::move(*sequence), slot.status());
+  return std::nullopt;
 }
 
 void EngineLoop::AddRunning(std::unique_ptr<Sequence> sequence) {
@@ -203,19 +251,13 @@ void EngineLoop::AddRunning(std::unique_ptr<Sequence> sequence) {
 void EngineLoop::Admit(uint64_t id) {
   std::unique_ptr<Sequence> sequence = Take(&waiting_, id);
   mailbox_->LeftQueue(sequence->prompt_tokens());
-  absl::StatusOr<std::optional<int32_t>> slot = executor_->AcquireSlot();
-  if (slot.ok() && !slot->has_value()) slot = absl::InternalError("no free slot");
-  if (!slot.ok()) {
-    End(std::move(sequence), InternalEnding(slot.status()));
-    OnFailure(slot.status());
-    return;
-  }
-  sequence->Admit(**slot, Clock::now());
+  const std::optional<int32_t> slot = SlotFor(&sequence);
+  if (!slot.has_value()) return;
+  sequence->Admit(*slot, Clock::now());
   prefix_reuse_.Start(sequence.get());
   const absl::StatusOr<std::optional<Ending>> started = StartPrompt(sequence.get());
   if (!started.ok()) {
-    End(std::move(sequence), InternalEnding(started.status()));
-    OnFailure(started.status());
+    Fail(std::move(sequence), started.status());
   } else if (started->has_value()) {
     End(std::move(sequence), **started);
   } else {
@@ -226,7 +268,7 @@ void EngineLoop::Admit(uint64_t id) {
 absl::StatusOr<std::optional<Ending>> EngineLoop::StartPrompt(Sequence* sequence) {
   const std::shared_ptr<const StateImage> image = std::move(sequence->prefix().image);
   if (image == nullptr) return std::nullopt;
-  if (absl::Status s = executor_->RestoreSlot(sequence->slot(), image->state()); !s.ok()) return s;
+  if (absl::Status s = slots_.Restore(sequence->slot_ref(), image->state()); !s.ok()) return s;
   sequence->SkipTo(image->position);
   if (!sequence->prefilled() || image->logits.empty()) return std::nullopt;
   logits_.assign(image->logits.begin(), image->logits.end());
@@ -254,13 +296,17 @@ void EngineLoop::Batch::Add(Sequence* sequence, int64_t count) {
 
 void EngineLoop::BuildBatch(const StepPlan& plan) {
   batch_.Clear();
-  for (const uint64_t id : plan.decode) {
-    if (Sequence* sequence = FindRunning(id)) batch_.Add(sequence, 1);
-  }
+  for (const uint64_t id : plan.decode) AddToBatch(id, 1);
   batch_.decode_rows = static_cast<int64_t>(batch_.tokens.size());
-  for (const PrefillStep& piece : plan.prefill) {
-    if (Sequence* sequence = FindRunning(piece.id)) batch_.Add(sequence, piece.tokens);
-  }
+  for (const PrefillStep& piece : plan.prefill) AddToBatch(piece.id, piece.tokens);
+}
+
+void EngineLoop::AddToBatch(uint64_t id, int64_t tokens) {
+  Sequence* sequence = FindRunning(id);
+  if (sequence == nullptr) return;  // it ended when it was to start
+  const absl::Status owned = slots_.Check(sequence->slot_ref());
+  if (!owned.ok()) return Fail(Take(&running_, id), owned);
+  batch_.Add(sequence, tokens);
 }
 
 absl::Status EngineLoop::RunBatch() {
@@ -288,7 +334,7 @@ void EngineLoop::TakeResults() {
     // What is not finite ends its sequence below and must not serve another.
     if (prefilling && !row_math::FindPeak(logits).invalid) {
       // A copy that fails is a state less to start from; nothing of this request is lost.
-      prefix_reuse_.Capture(sequence, logits, executor_).IgnoreError();
+      prefix_reuse_.Capture(sequence, logits, &slots_).IgnoreError();
     }
     if (logits.empty()) continue;
     if (std::optional<Ending> ending = TakeLogits(sequence, logits)) {
@@ -300,77 +346,46 @@ void EngineLoop::TakeResults() {
 
 std::optional<Ending> EngineLoop::TakeLogits(Sequence* sequence, absl::Span<float> logits) {
   std::optional<Ending> ending = sequence->TakeLogits(logits, &sampler_, Clock::now());
-  if (!ending.has_value() || !sequence->leaves_state(ending->reason)) return ending;
-  if (absl::Status s = LeaveState(sequence, ending->reason, logits); !s.ok())
-    return InternalEnding(s);
+  if (ending.has_value()) ending = LeaveState(sequence, *ending, logits);
   return ending;
 }
 
-absl::Status EngineLoop::LeaveState(Sequence* sequence, FinishReason reason,
-                                    absl::Span<const float> logits) {
-  auto image = std::make_shared<StateImage>(executor_->slot_bytes());
+Ending EngineLoop::LeaveState(Sequence* sequence, const Ending& ending,
+                              absl::Span<const float> logits) {
+  if (!sequence->leaves_state(ending.reason)) return ending;
+  auto image = std::make_shared<StateImage>(slots_.bytes());
   if (sequence->swapped()) {
     const std::shared_ptr<const StateImage> held = sequence->SwapIn(-1);
     const absl::Span<const std::byte> state = held->state();
     std::copy(state.begin(), state.end(), image->mutable_state().begin());
-  } else if (absl::Status s = executor_->SaveSlot(sequence->slot(), image->mutable_state());
-             !s.ok()) {
-    return s;
+  } else if (absl::Status s = slots_.Save(sequence->slot_ref(), image->mutable_state()); !s.ok()) {
+    OnFailure(s);
+    return InternalEnding(s);
+  }
+  if (!row_math::AllFinite(image->floats())) {
+    return {FinishReason::kError,
+            absl::InternalError("the state at the end is not finite and is not kept")};
   }
   image->position = sequence->position();
-  const bool goes_on_from_logits = reason == FinishReason::kStop || !sequence->has_sampled();
+  const bool goes_on_from_logits =
+      ending.reason == FinishReason::kStop || !sequence->has_sampled();
   if (goes_on_from_logits) image->logits.assign(logits.begin(), logits.end());
-  sequence->LeaveState(reason, std::move(image));
-  return absl::OkStatus();
+  sequence->LeaveState(ending.reason, std::move(image));
+  return ending;
 }
 
-void EngineLoop::EndCancelled() {
-  const Ending cancelled{FinishReason::kCancelled, absl::OkStatus()};
-  const auto take_cancelled = [](auto* sequences) {
-    const auto first =
-        std::stable_partition(sequences->begin(), sequences->end(),
-                              [](const auto& sequence) { return !sequence->cancelled(); });
-    std::vector<std::unique_ptr<Sequence>> taken(std::make_move_iterator(first),
-                                                 std::make_move_iterator(sequences->end()));
-    sequences->erase(first, sequences->end());
-    return taken;
-  };
-  for (auto& sequence : take_cancelled(&waiting_)) {
-    mailbox_->LeftQueue(sequence->prompt_tokens());
-    End(std::move(sequence), cancelled);
-  }
-  for (auto& sequence : take_cancelled(&running_)) End(std::move(sequence), cancelled);
-  for (auto& sequence : take_cancelled(&swapped_)) End(std::move(sequence), cancelled);
-}
-
-void EngineLoop::EndOutOfTime() {
+void EngineLoop::EndDue() {
   const Clock::time_point now = Clock::now();
-  for (size_t i = 0; i < waiting_.size();) {
-    const std::optional<Ending> ending = waiting_[i]->OutOfTime(now);
-    if (!ending.has_value()) {
-      ++i;
-      continue;
-    }
-    std::unique_ptr<Sequence> sequence = std::move(waiting_[i]);
-    waiting_.erase(waiting_.begin() + static_cast<ptrdiff_t>(i));
+  const auto due = [now](const Sequence& sequence) { return DueEnding(sequence, now).has_value(); };
+  for (auto& sequence : TakeIf(&waiting_, due)) {
     mailbox_->LeftQueue(sequence->prompt_tokens());
-    End(std::move(sequence), *ending);
+    const Ending ending = *DueEnding(*sequence, now);
+    End(std::move(sequence), ending);
   }
   for (auto* sequences : {&running_, &swapped_}) {
-    for (size_t i = 0; i < sequences->size();) {
-      std::optional<Ending> ending = (*sequences)[i]->OutOfTime(now);
-      if (!ending.has_value()) {
-        ++i;
-        continue;
-      }
-      std::unique_ptr<Sequence> sequence = std::move((*sequences)[i]);
-      sequences->erase(sequences->begin() + static_cast<ptrdiff_t>(i));
-      if (sequence->leaves_state(ending->reason)) {
-        if (absl::Status s = LeaveState(sequence.get(), ending->reason, {}); !s.ok()) {
-          ending = InternalEnding(s);
-        }
-      }
-      End(std::move(sequence), *ending);
+    for (auto& sequence : TakeIf(sequences, due)) {
+      const Ending ending = LeaveState(sequence.get(), *DueEnding(*sequence, now), {});
+      End(std::move(sequence), ending);
     }
   }
 }
@@ -395,15 +410,17 @@ std::optional<Clock::time_point> EngineLoop::NextLook() const {
 
 void EngineLoop::End(std::unique_ptr<Sequence> sequence, const Ending& ending) {
   absl::Status released;
-  if (sequence->slot() >= 0) released = executor_->ReleaseSlot(sequence->slot());
+  if (sequence->slot() >= 0) released = slots_.Release(sequence->slot_ref());
   shares_.Leave(sequence->scheduling().client);
   PublishRunning();
   sequence->Finish(ending, Clock::now());
   mailbox_->Done();
-  if (!released.ok()) {
-    --limits_.max_slots;
-    OnFailure(released);
-  }
+  if (!released.ok()) OnFailure(released);
+}
+
+void EngineLoop::Fail(std::unique_ptr<Sequence> sequence, const absl::Status& status) {
+  End(std::move(sequence), InternalEnding(status));
+  OnFailure(status);
 }
 
 void EngineLoop::EndRunning(const Ending& ending) {
@@ -431,6 +448,7 @@ void EngineLoop::EndAll(const Ending& ending) {
 
 void EngineLoop::OnFailure(const absl::Status& status) {
   ++failures_;
+  limits_.max_slots = options_.limits.max_slots - slots_.quarantined();
   if (failures_ < kMaxConsecutiveFailures && limits_.max_slots > 0) return;
   const absl::Status reason = absl::UnavailableError(absl::StrCat(
       "the backend failed ", failures_, " times in a row, restart the server: ", status.message()));
@@ -450,7 +468,7 @@ Sequence* EngineLoop::FindRunning(uint64_t id) const {
 void EngineLoop::PublishRunning() {
   const auto swapped = static_cast<int64_t>(swapped_.size());
   mailbox_->SetRunning(static_cast<int64_t>(running_.size()) + swapped, swapped,
-                       executor_->slots_used());
+                       slots_.used());
   mailbox_->SetPrefixCache(prefix_reuse_.stats());
 }
 

@@ -18,6 +18,7 @@
 #include "engine/engine_stats.h"
 #include "engine/generation.h"
 #include "engine/mailbox.h"
+#include "engine/owned_slots.h"
 #include "engine/prefix_reuse.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
@@ -30,10 +31,12 @@ namespace osdn {
 // Public methods are thread-safe. One thread owns everything else: executor, sequences, scratch.
 //
 // Faults. Logits that are not finite end their sequence (kError / INTERNAL); its slot is wiped and
-// the batch goes on. A failed forward pass leaves the states it touched undefined, so it ends every
-// running sequence (kError / INTERNAL, with the backend's message) and the queue goes on; after
-// kMaxConsecutiveFailures failures in a row, or when no usable slot is left, the queue ends too and
-// Submit returns UNAVAILABLE from then on. A slot that cannot be wiped is never used again.
+// the batch goes on. So does a slot that turns out not to be the sequence's, which is then
+// quarantined (engine/owned_slots.h). A failed forward pass leaves the states it touched undefined,
+// so it ends every running sequence (kError / INTERNAL, with the backend's message) and the queue
+// goes on; after kMaxConsecutiveFailures failures in a row, or when no usable slot is left, the
+// queue ends too and Submit returns UNAVAILABLE from then on. A slot that cannot be wiped is never
+// used again.
 class EngineLoop {
  public:
   static constexpr int kMaxConsecutiveFailures = 3;
@@ -80,6 +83,8 @@ class EngineLoop {
   };
 
   void Run();
+  // Adds the time since the last lap, or since lap_ was set, to `phase`.
+  void Lap(std::chrono::nanoseconds* phase);
   // Plans and runs one step; false when there is nothing to do.
   bool Step();
   StepPlan Plan();
@@ -89,22 +94,27 @@ class EngineLoop {
   // Gives the slot of an idle sequence to others; what it held goes to the host.
   void SwapOut(uint64_t id);
   void SwapIn(uint64_t id);
+  // A slot for the sequence, or nullopt: then it has ended.
+  std::optional<int32_t> SlotFor(std::unique_ptr<Sequence>* sequence);
   // Fills the sequence's new slot with what its prompt starts from. The ending if that was all.
   absl::StatusOr<std::optional<Ending>> StartPrompt(Sequence* sequence);
   void BuildBatch(const StepPlan& plan);
+  void AddToBatch(uint64_t id, int64_t tokens);
   absl::Status RunBatch();
   void TakeResults();
-  // Copies the slot for whoever asked for the state; `logits` are those after its last token.
-  absl::Status LeaveState(Sequence* sequence, FinishReason reason, absl::Span<const float> logits);
+  // Copies the slot for whoever asked for the state; `logits` are those after its last token. What
+  // the ending is then: another one if there was a state to leave and it could not be.
+  Ending LeaveState(Sequence* sequence, const Ending& ending, absl::Span<const float> logits);
   // Samples the sequence's next token; the ending if it was the last.
   std::optional<Ending> TakeLogits(Sequence* sequence, absl::Span<float> logits);
   void AddRunning(std::unique_ptr<Sequence> sequence);
-  void EndCancelled();
-  // Those whose deadline or time is up.
-  void EndOutOfTime();
+  // Those that were cancelled, and whose deadline or time is up.
+  void EndDue();
   // When the loop must look again though nothing happened.
   std::optional<Sequence::Clock::time_point> NextLook() const;
   int64_t EffectiveClass(const Sequence& sequence, Sequence::Clock::time_point now) const;
+  // Ends it for `status`, which is the backend's or a broken invariant's.
+  void Fail(std::unique_ptr<Sequence> sequence, const absl::Status& status);
   // Frees the sequence's slot, if it has one, and tells the reader.
   void End(std::unique_ptr<Sequence> sequence, const Ending& ending);
   void EndRunning(const Ending& ending);
@@ -120,6 +130,7 @@ class EngineLoop {
   const std::shared_ptr<Mailbox> mailbox_;
 
   // The loop thread's own.
+  OwnedSlots slots_;
   SchedulerLimits limits_;  // max_slots shrinks when a slot is lost
   std::deque<std::unique_ptr<Sequence>> waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;  // in order of arrival
@@ -130,6 +141,8 @@ class EngineLoop {
   Batch batch_;
   std::vector<float> logits_;
   int failures_ = 0;  // in a row
+  StepTimes times_;
+  Sequence::Clock::time_point lap_;
 
   std::thread thread_;  // last: starts when all else stands
 };

@@ -2,6 +2,7 @@
 #ifndef OSDN_ENGINE_ENGINE_STATS_H_
 #define OSDN_ENGINE_ENGINE_STATS_H_
 
+#include <chrono>
 #include <cstdint>
 
 namespace osdn {
@@ -16,6 +17,18 @@ struct PrefixCacheStats {
   int64_t bytes = 0;
 };
 
+// Where the loop's time goes, summed over all steps that ran a batch. What the model does not spend
+// (forward) is the scheduler's own cost.
+struct StepTimes {
+  int64_t steps = 0;
+  std::chrono::nanoseconds plan{0};     // taking orders, ending what is due, planning
+  std::chrono::nanoseconds admit{0};    // slots: swaps, starts, copies; packing the batch
+  std::chrono::nanoseconds forward{0};  // StepExecutor::Forward
+  std::chrono::nanoseconds results{0};  // sampling, text, streams, captures, ends
+
+  std::chrono::nanoseconds total() const { return plan + admit + forward + results; }
+};
+
 // A request counts as queued until it has a slot, then as running until it ends; by the time its
 // GenerationFinished can be read it counts nowhere.
 struct EngineStats {
@@ -25,6 +38,7 @@ struct EngineStats {
   int64_t queued_tokens = 0;  // prompt tokens of the queued
   int64_t slots_used = 0;
   PrefixCacheStats prefix_cache{};
+  StepTimes step_times{};
 };
 
 }  // namespace osdn

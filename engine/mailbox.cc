@@ -109,6 +109,11 @@ void Mailbox::SetPrefixCache(const PrefixCacheStats& stats) {
   stats_.prefix_cache = stats;
 }
 
+void Mailbox::SetStepTimes(const StepTimes& times) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  stats_.step_times = times;
+}
+
 void Mailbox::Done() {
   std::lock_guard<std::mutex> lock(mutex_);
   if (--open_ == 0) all_done_.notify_all();

@@ -58,6 +58,7 @@ class Mailbox {
   void LeftQueue(int64_t prompt_tokens);
   void SetRunning(int64_t running, int64_t swapped, int64_t slots_used);
   void SetPrefixCache(const PrefixCacheStats& stats);
+  void SetStepTimes(const StepTimes& times);
   // A request's GenerationFinished is pushed.
   void Done();
 

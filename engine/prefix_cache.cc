@@ -6,6 +6,13 @@
 
 namespace osdn {
 
+namespace {
+
+// An entry of a map: links and colour of the tree's node, key and value, the allocator's own.
+constexpr size_t kEntryBytes = 80;
+
+}  // namespace
+
 struct PrefixCache::Node {
   Node* parent = nullptr;                             // null: a root
   const std::string* salt = nullptr;                  // of a root: its key
@@ -15,10 +22,16 @@ struct PrefixCache::Node {
   std::shared_ptr<const StateImage> image;
   Worth worth;  // key in by_worth_ while there is an image
 
-  size_t own_bytes() const { return sizeof(Node) + edge.size() * sizeof(int32_t); }
+  // With its place among the parent's children; edges are never reserved for more than they have.
+  size_t own_bytes() const {
+    return sizeof(Node) + kEntryBytes + edge.capacity() * sizeof(int32_t);
+  }
 };
 
 namespace {
+
+// With its place in the order of worth.
+size_t ImageBytes(const StateImage& image) { return image.total_bytes() + kEntryBytes; }
 
 size_t CommonPrefix(absl::Span<const int32_t> a, absl::Span<const int32_t> b) {
   const size_t length = std::min(a.size(), b.size());
@@ -98,7 +111,8 @@ void PrefixCache::Touch(const std::string& salt, absl::Span<const int32_t> prefi
 void PrefixCache::Insert(const std::string& salt, absl::Span<const int32_t> prefix,
                          std::shared_ptr<const StateImage> image) {
   // What alone is over the budget would only push everything else out.
-  if (image->total_bytes() + prefix.size() * sizeof(int32_t) + sizeof(Node) > max_bytes_) return;
+  const size_t least = ImageBytes(*image) + prefix.size() * sizeof(int32_t) + sizeof(Node);
+  if (least > max_bytes_) return;
   Node* node = MakeNode(salt, prefix);
   if (node->image != nullptr && (image->logits.empty() || !node->image->logits.empty())) {
     return Use(node);
@@ -140,21 +154,23 @@ PrefixCache::Node* PrefixCache::Split(Node* node, size_t tokens) {
   Node* parent = node->parent;
   std::unique_ptr<Node>& place = parent->children.at(node->edge.front());
   auto upper = std::make_unique<Node>();
+  bytes_ -= node->own_bytes();
   const auto cut = node->edge.begin() + static_cast<ptrdiff_t>(tokens);
   upper->parent = parent;
-  upper->edge.assign(node->edge.begin(), cut);
+  upper->edge = std::vector<int32_t>(node->edge.begin(), cut);
   upper->end = parent->end + static_cast<int64_t>(tokens);
-  node->edge.erase(node->edge.begin(), cut);
+  // A vector that only lost elements would keep their memory.
+  node->edge = std::vector<int32_t>(cut, node->edge.end());
   node->parent = upper.get();
   upper->children.emplace(node->edge.front(), std::move(place));
-  bytes_ += sizeof(Node);
+  bytes_ += upper->own_bytes() + node->own_bytes();
   place = std::move(upper);
   return place.get();
 }
 
 void PrefixCache::SetImage(Node* node, std::shared_ptr<const StateImage> image) {
   if (node->image != nullptr) DropImage(node);
-  bytes_ += image->total_bytes();
+  bytes_ += ImageBytes(*image);
   node->image = std::move(image);
   ++version_;
   node->worth = {clock_, uses_++};
@@ -164,7 +180,7 @@ void PrefixCache::SetImage(Node* node, std::shared_ptr<const StateImage> image) 
 
 void PrefixCache::DropImage(Node* node) {
   by_worth_.erase(node->worth);
-  bytes_ -= node->image->total_bytes();
+  bytes_ -= ImageBytes(*node->image);
   node->image = nullptr;
   ++version_;
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "engine/row_math.h"
 #include "engine/sequence.h"
 #include "kernels/include/tensor.h"
 
@@ -88,7 +89,7 @@ void PrefixReuse::Start(Sequence* sequence) {
 }
 
 absl::Status PrefixReuse::Capture(Sequence* sequence, absl::Span<const float> logits,
-                                  StepExecutor* executor) {
+                                  OwnedSlots* slots) {
   PrefixPlan& plan = sequence->prefix();
   const int64_t position = sequence->position();
   const auto next = std::upper_bound(plan.cuts.begin(), plan.cuts.end(), position);
@@ -101,9 +102,13 @@ absl::Status PrefixReuse::Capture(Sequence* sequence, absl::Span<const float> lo
     cache_.Touch(salt, prefix);
     return absl::OkStatus();
   }
-  auto image = std::make_shared<StateImage>(executor->slot_bytes());
-  if (absl::Status s = executor->SaveSlot(sequence->slot(), image->mutable_state()); !s.ok()) {
+  auto image = std::make_shared<StateImage>(slots->bytes());
+  if (absl::Status s = slots->Save(sequence->slot_ref(), image->mutable_state()); !s.ok()) {
     return s;
+  }
+  // It would spoil every prompt that begins so.
+  if (!row_math::AllFinite(image->floats())) {
+    return absl::InternalError("the state is not finite");
   }
   image->position = position;
   image->logits.assign(logits.begin(), logits.end());

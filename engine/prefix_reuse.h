@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -12,9 +13,9 @@
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "engine/engine_stats.h"
+#include "engine/owned_slots.h"
 #include "engine/prefix_cache.h"
 #include "engine/state_image.h"
-#include "engine/step_executor.h"
 
 namespace osdn {
 
@@ -36,6 +37,9 @@ struct PrefixPlan {
   uint64_t leader = 0;          // the sequence it waits for, or 0
   int64_t leader_end = 0;       // until that one has read so much
   std::vector<int64_t> cuts{};  // ascending, all beyond the position it starts from
+  // The best class of those who wait for it now (engine/scheduler.h).
+  static constexpr int64_t kNobody = std::numeric_limits<int64_t>::max();
+  int64_t wanted_class = kNobody;
 };
 
 // States are taken at the end of a prompt (with its logits), at the last chunk border before it,
@@ -61,7 +65,7 @@ class PrefixReuse {
   void Start(Sequence* sequence);
   // Captures the slot if the sequence stands at one of its cuts. `logits` are those after its last
   // token; empty before the end of the prompt.
-  absl::Status Capture(Sequence* sequence, absl::Span<const float> logits, StepExecutor* executor);
+  absl::Status Capture(Sequence* sequence, absl::Span<const float> logits, OwnedSlots* slots);
 
   PrefixCacheStats stats() const;
 

@@ -42,6 +42,20 @@ HWY_ATTR void FindPeakRow(const float* x, size_t n, float* value, bool* invalid)
   }
 }
 
+HWY_ATTR bool AllFiniteRow(const float* x, size_t n) {
+  const DF d;
+  const size_t lanes = hn::Lanes(d);
+  const auto infinity = hn::Set(d, kInfinity);
+  auto sound = hn::Lt(hn::Zero(d), infinity);
+  size_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    sound = hn::And(sound, hn::Lt(hn::Abs(hn::LoadU(d, x + i)), infinity));
+  }
+  bool finite = hn::AllTrue(d, sound);
+  for (; i < n; ++i) finite = finite && std::abs(x[i]) < kInfinity;
+  return finite;
+}
+
 HWY_ATTR size_t FirstEqual(const float* x, size_t n, float value) {
   const DF d;
   const size_t lanes = hn::Lanes(d);
@@ -109,6 +123,7 @@ HWY_AFTER_NAMESPACE();
 namespace osdn::row_math {
 
 HWY_EXPORT(FindPeakRow);
+HWY_EXPORT(AllFiniteRow);
 HWY_EXPORT(FirstEqual);
 HWY_EXPORT(ExpRow);
 HWY_EXPORT(SumExpRow);
@@ -120,6 +135,10 @@ Peak FindPeak(absl::Span<const float> x) {
   peak.index =
       static_cast<int64_t>(HWY_DYNAMIC_DISPATCH(FirstEqual)(x.data(), x.size(), peak.value));
   return peak;
+}
+
+bool AllFinite(absl::Span<const float> x) {
+  return HWY_DYNAMIC_DISPATCH(AllFiniteRow)(x.data(), x.size());
 }
 
 double ExpWeights(absl::Span<const float> x, float peak, float temperature,

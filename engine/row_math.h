@@ -20,6 +20,9 @@ struct Peak {
 };
 Peak FindPeak(absl::Span<const float> x);
 
+// No element is NaN or infinite.
+bool AllFinite(absl::Span<const float> x);
+
 // weights[i] = exp((x[i] - peak) / temperature); block_sums[b] is the sum of the b-th kBlock
 // weights. Returns the sum of all. x is at most `peak`; temperature is above 0.
 double ExpWeights(absl::Span<const float> x, float peak, float temperature,

@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "engine/generation.h"
+#include "engine/owned_slots.h"
 #include "engine/prefix_reuse.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
@@ -52,6 +53,7 @@ class Sequence {
   uint64_t id() const { return id_; }
   void set_id(uint64_t id) { id_ = id; }
   int32_t slot() const { return slot_; }
+  SlotRef slot_ref() const { return {slot_, id_}; }
   int64_t position() const { return position_; }
   // Input to be read, beside what a resumed state holds.
   int64_t prompt_tokens() const { return static_cast<int64_t>(request_.prompt.size()); }

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstring>
 #include <limits>
 #include <utility>
@@ -12,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "engine/row_math.h"
 #include "engine/sha256.h"
 #include "engine/state.h"
 #include "nlohmann/json.hpp"
@@ -217,15 +217,6 @@ absl::Status CheckIdentity(Description* description, const StateIdentity& want, 
   return absl::OkStatus();
 }
 
-bool IsFinite(absl::string_view floats) {
-  for (size_t i = 0; i + sizeof(float) <= floats.size(); i += sizeof(float)) {
-    float value = 0;
-    std::memcpy(&value, floats.data() + i, sizeof(value));
-    if (!std::isfinite(value)) return false;
-  }
-  return true;
-}
-
 // The values, once the identity is known to be right.
 absl::StatusOr<SequenceSnapshot> ReadSnapshot(const Parts& parts, const StateIdentity& identity,
                                               Description* description) {
@@ -262,7 +253,7 @@ absl::StatusOr<SequenceSnapshot> ReadSnapshot(const Parts& parts, const StateIde
   image->position = static_cast<int64_t>(position);
   image->logits.resize(logits);
   std::memcpy(image->logits.data(), parts.logits.data(), parts.logits.size());
-  if (!IsFinite(parts.state) || !IsFinite(parts.logits)) {
+  if (!row_math::AllFinite(image->floats()) || !row_math::AllFinite(image->logits)) {
     return absl::InvalidArgumentError("state blob: holds values that are not finite");
   }
   snapshot.image = std::move(image);

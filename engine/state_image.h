@@ -19,6 +19,10 @@ class StateImage {
 
   absl::Span<std::byte> mutable_state() { return {data_.get(), bytes_}; }
   absl::Span<const std::byte> state() const { return {data_.get(), bytes_}; }
+  // The state as what it is, on every backend: float32.
+  absl::Span<const float> floats() const {
+    return {reinterpret_cast<const float*>(data_.get()), bytes_ / sizeof(float)};
+  }
   // Host memory held.
   size_t total_bytes() const { return sizeof(*this) + bytes_ + logits.size() * sizeof(float); }
 

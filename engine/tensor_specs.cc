@@ -98,7 +98,7 @@ std::vector<StoredTensor> StoredTensors(const TensorSpec& spec, DType stored) {
   }
   const int64_t rows = spec.shape[0];
   const int64_t columns = spec.shape[1];
-  const int64_t groups = (columns + kernels::kInt4Group - 1) / kernels::kInt4Group;
+  const int64_t groups = kernels::Int4Groups(columns);
   return {{spec.name, "U8", {rows, kernels::RowBytes(DType::kI4, columns)}},
           {ScaleName(spec.name), "BF16", {rows, groups}}};
 }

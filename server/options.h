@@ -35,6 +35,7 @@ struct ServerOptions {
   int64_t max_queued_requests = 256;
   int64_t max_queued_tokens = 1 << 20;
   int64_t max_swapped = 64;
+  absl::Duration swap_after = absl::Milliseconds(200);
   absl::Duration ageing = absl::Seconds(10);
   int64_t prefix_cache_bytes = int64_t{256} << 20;
   int64_t prefix_cache_interval = 512;

@@ -50,6 +50,7 @@ EngineOptions ToEngineOptions(const ServerOptions& options) {
   engine.max_queued_requests = options.max_queued_requests;
   engine.max_queued_tokens = options.max_queued_tokens;
   engine.max_swapped = options.max_swapped;
+  engine.swap_after = absl::ToChronoMilliseconds(options.swap_after);
   engine.ageing = absl::ToChronoMilliseconds(options.ageing);
   engine.prefix_cache_bytes = static_cast<size_t>(options.prefix_cache_bytes);
   engine.prefix_cache_interval = options.prefix_cache_interval;

@@ -166,7 +166,7 @@ bool IsFiniteAs(DType to, float value) {
 
 size_t ScaleBytes(DType dtype, int64_t columns) {
   if (dtype == DType::kI8) return sizeof(float);
-  if (dtype == DType::kI4) return (columns + kInt4Group - 1) / kInt4Group * sizeof(uint16_t);
+  if (dtype == DType::kI4) return kernels::Int4Groups(columns) * sizeof(uint16_t);
   return 0;
 }
 
@@ -209,7 +209,7 @@ std::optional<size_t> EncodeRows(absl::Span<const float> values, int64_t columns
 void DecodeRows(const kernels::HostTensor& tensor, int64_t first, absl::Span<float> out) {
   const int64_t columns = tensor.elements() / tensor.shape[0];
   const int64_t row_bytes = kernels::RowBytes(tensor.dtype, columns);
-  const int64_t groups = (columns + kInt4Group - 1) / kInt4Group;
+  const int64_t groups = kernels::Int4Groups(columns);
   const int64_t rows = static_cast<int64_t>(out.size()) / columns;
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t row = first + r;

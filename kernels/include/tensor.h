@@ -24,6 +24,8 @@ namespace osdn::kernels {
 enum class DType : uint8_t { kF32, kBF16, kI8, kI4 };
 
 inline constexpr int64_t kInt4Group = 32;
+// Scales of a row of `columns` elements of kI4.
+constexpr int64_t Int4Groups(int64_t columns) { return (columns + kInt4Group - 1) / kInt4Group; }
 
 // Bytes of one row of `columns` elements.
 constexpr int64_t RowBytes(DType dtype, int64_t columns) {
@@ -62,8 +64,7 @@ struct HostTensor {
   const void* data = nullptr;
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;
-  // Of quantized matrices [out, in]: float32 [out] for kI8, bf16 [out, ceil(in / kInt4Group)] for
-  // kI4.
+  // Of quantized matrices [out, in]: float32 [out] for kI8, bf16 [out, Int4Groups(in)] for kI4.
   const void* scales = nullptr;
 
   int64_t elements() const {

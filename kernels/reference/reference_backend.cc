@@ -42,7 +42,7 @@ std::vector<double> WidenInt8(const HostTensor& tensor) {
 std::vector<double> WidenInt4(const HostTensor& tensor) {
   std::vector<double> values(tensor.elements());
   const int64_t columns = tensor.shape[1];
-  const int64_t groups = (columns + kInt4Group - 1) / kInt4Group;
+  const int64_t groups = Int4Groups(columns);
   for (int64_t row = 0; row < tensor.shape[0]; ++row) {
     const auto* bytes =
         static_cast<const uint8_t*>(tensor.data) + row * RowBytes(DType::kI4, columns);

@@ -160,7 +160,7 @@ void PackedWeight::PackScales(int64_t index) {
     }
   }
   if (dtype() != DType::kI4) return;
-  const int64_t groups = CeilDiv(in_features(), kInt4Group);
+  const int64_t groups = Int4Groups(in_features());
   auto* to = const_cast<uint16_t*>(target.group_scales);
   for (int64_t o = 0; o < target.outs; ++o) {
     const auto* from = static_cast<const uint16_t*>(source_.scales) + (first + o) * groups;
@@ -185,7 +185,7 @@ void PackedWeight::ReadRow(int64_t row, float* y) const {
     }
     case DType::kI4: {
       const auto* scales =
-          static_cast<const uint16_t*>(source_.scales) + row * CeilDiv(in, kInt4Group);
+          static_cast<const uint16_t*>(source_.scales) + row * Int4Groups(in);
       for (int64_t begin = 0; begin < in; begin += kInt4Group) {
         float scale = 0;
         WidenBf16(scales + begin / kInt4Group, 1, &scale);

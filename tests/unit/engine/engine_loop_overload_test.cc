@@ -99,6 +99,35 @@ TEST_F(EngineLoopTest, SlotThatCannotBeWipedIsNeverUsedAgain) {
   EXPECT_EQ(loop_->health().code(), absl::StatusCode::kUnavailable);
 }
 
+// Two sequences would share a state: both end, everybody else goes on, the slot is out of use.
+TEST_F(EngineLoopTest, ASlotOfTwoSequencesEndsBothAndIsNeverUsedAgain) {
+  EngineLoop::Options options;
+  options.limits = {.max_slots = 3};
+  Start(Hashing, options);
+  const Outcome alone = Generate(Request({1, 2, 3}, 50));
+  executor_->Pause();
+  auto healthy = Submit(Request({1, 2, 3}, 50));
+  executor_->AwaitHeld();
+  GenerationRequest endless = Request({4, 5}, 1'000'000);
+  endless.ignore_eos = true;
+  auto robbed = Submit(endless);
+  executor_->Resume();
+  robbed->Next();  // it runs, in the second slot
+  executor_->GiveOutAgain(1);
+  auto newcomer = Submit(Request({6, 7}, 50));
+  for (TokenStream* stream : {robbed.get(), newcomer.get()}) {
+    const Outcome outcome = ReadAll(stream);
+    EXPECT_EQ(outcome.finished.reason, FinishReason::kError);
+    EXPECT_EQ(outcome.finished.status.code(), absl::StatusCode::kInternal);
+    EXPECT_THAT(std::string(outcome.finished.status.message()), HasSubstr("slot"));
+  }
+  EXPECT_EQ(ReadAll(healthy.get()).ids, alone.ids);
+  EXPECT_TRUE(loop_->health().ok());
+  EXPECT_EQ(Generate(Request({1, 2, 3}, 50)).ids, alone.ids);
+  EXPECT_EQ(loop_->stats().slots_used, 1) << "the quarantined one";
+  EXPECT_EQ(loop_->stats().running, 0);
+}
+
 TEST_F(EngineLoopTest, QueueIsBoundedByRequests) {
   EngineLoop::Options options;
   options.limits = {.max_slots = 1};

@@ -109,6 +109,31 @@ TEST_F(PrefixTest, TheRequestsBordersAreKept) {
   EXPECT_EQ(outcome.finished.cached_tokens, 64);
 }
 
+// A prompt of high class that waits for what one of low class is reading must not wait for those
+// between the two.
+TEST_F(PrefixTest, WhoLeadsAFollowerOfAHigherClassReadsInThatClass) {
+  EngineLoop::Options options;
+  options.limits = {.max_slots = 4, .max_step_tokens = 128, .max_prefill_tokens = 128};
+  options.ageing = std::chrono::hours(1);
+  StartCached(options);
+  executor_->Pause();
+  GenerationRequest low = Request(Prompt(1280), 1);
+  low.scheduling.priority = Priority::kLow;
+  const auto leader = Submit(low);
+  executor_->AwaitHeld();  // it has begun
+  const auto between = Submit(Request(Prompt(12800, 2), 1));
+  GenerationRequest high = Request(With(Prompt(1280), {1, 2, 3}), 1);
+  high.scheduling.priority = Priority::kHigh;
+  const auto follower = Submit(high);
+  executor_->Resume();
+  const Outcome outcome = ReadAll(follower.get());
+  const int64_t computed = executor_->tokens_computed();
+  EXPECT_EQ(outcome.finished.cached_tokens, 1280);
+  EXPECT_LT(computed, 12800) << "it waited for the prompt between";
+  ReadAll(leader.get());
+  ReadAll(between.get());
+}
+
 TEST_F(PrefixTest, SaltsShareNothingAndSkippersNeitherReadNorWrite) {
   StartCached();
   GenerationRequest request = Request(Prompt(100), 1);

@@ -9,7 +9,9 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -55,6 +57,11 @@ class ScriptedExecutor final : public StepExecutor {
     std::lock_guard<std::mutex> lock(mutex_);
     failing_releases_ = count;
   }
+  // The next slot that is asked for is this one, whoever has it: an executor gone wrong.
+  void GiveOutAgain(int32_t slot) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    given_again_ = slot;
+  }
   int64_t forwards() const {
     std::lock_guard<std::mutex> lock(mutex_);
     return forwards_;
@@ -77,6 +84,10 @@ class ScriptedExecutor final : public StepExecutor {
   int64_t slots_used() const override { return static_cast<int64_t>(state_.size() - free_.size()); }
 
   absl::StatusOr<std::optional<int32_t>> AcquireSlot() override {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (const auto slot = std::exchange(given_again_, std::nullopt)) return slot;
+    }
     if (free_.empty()) return std::nullopt;
     const int32_t slot = free_.back();
     free_.pop_back();
@@ -189,6 +200,7 @@ class ScriptedExecutor final : public StepExecutor {
   bool held_ = false;
   int failing_forwards_ = 0;
   int failing_releases_ = 0;
+  std::optional<int32_t> given_again_;
   int64_t forwards_ = 0;
   int64_t tokens_computed_ = 0;
   int64_t max_sequences_ = 0;
