@@ -117,6 +117,11 @@ void Sequence::AddCut(int64_t position) {
 void Sequence::SkipTo(int64_t position) {
   position_ = position;
   cached_tokens_ = position;
+  if (request_.state.resume == nullptr) return;
+  // The slot has it now: its memory goes, what is told of it stays.
+  auto rest = std::make_shared<SequenceSnapshot>(*request_.state.resume);
+  rest->image = nullptr;
+  request_.state.resume = std::move(rest);
 }
 
 void Sequence::Admit(int32_t slot, Clock::time_point now) {

@@ -86,7 +86,8 @@ class Sequence {
   void AddCut(int64_t position);
 
   void Admit(int32_t slot, Clock::time_point now);
-  // The slot holds the state after the first `position` tokens of the prompt.
+  // The slot holds the state after the first `position` tokens of the prompt. Lets go of the state
+  // it resumed.
   void SkipTo(int64_t position);
   // The next `count` input tokens: of the prompt, or the one sampled last.
   absl::Span<const int32_t> InputTokens(int64_t count) const;

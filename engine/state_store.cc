@@ -58,15 +58,18 @@ absl::Status NotFound(absl::string_view id) {
 
 std::unique_ptr<StateStorage> MakeMemoryStorage() { return std::make_unique<MemoryStorage>(); }
 
-StateStore::StateStore(const Options& options, std::unique_ptr<StateStorage> storage, Clock clock)
-    : options_(options), storage_(std::move(storage)), clock_(clock) {}
+StateStore::StateStore(const Options& options, std::unique_ptr<StateStorage> storage, Clock clock,
+                       Report report)
+    : options_(options), storage_(std::move(storage)), clock_(clock), report_(std::move(report)) {}
 
 absl::StatusOr<std::unique_ptr<StateStore>> StateStore::Create(
-    const Options& options, std::unique_ptr<StateStorage> storage, Clock clock,
-    std::vector<std::string>* problems) {
-  std::unique_ptr<StateStore> store(new StateStore(options, std::move(storage), clock));
-  absl::StatusOr<std::vector<StateRecord>> records = store->storage_->Load(problems);
+    const Options& options, std::unique_ptr<StateStorage> storage, Clock clock, Report report) {
+  std::unique_ptr<StateStore> store(
+      new StateStore(options, std::move(storage), clock, std::move(report)));
+  std::vector<std::string> problems;
+  absl::StatusOr<std::vector<StateRecord>> records = store->storage_->Load(&problems);
   if (!records.ok()) return records.status();
+  for (const std::string& problem : problems) store->report_(problem);
   for (StateRecord& record : *records) {
     store->usage_.bytes += record.bytes;
     ++store->usage_.states;
@@ -75,6 +78,31 @@ absl::StatusOr<std::unique_ptr<StateStore>> StateStore::Create(
   }
   store->Sweep();
   return store;
+}
+
+bool StateStore::Forget(const std::string& id) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const auto it = records_.find(id);
+  if (it == records_.end()) return false;
+  usage_.bytes -= it->second.bytes;
+  --usage_.states;
+  records_.erase(it);
+  return true;
+}
+
+absl::Status StateStore::Told(absl::string_view what, const StateRecord& record,
+                              const absl::Status& status) {
+  report_(absl::StrCat(record.id, " could not be ", what, ": ", status.message()));
+  if (absl::IsDataLoss(status)) {
+    return absl::DataLossError(absl::StrCat("state ", record.id, " is damaged on the server"));
+  }
+  // ENOSPC, EDQUOT and the like.
+  if (absl::IsResourceExhausted(status)) {
+    return absl::ResourceExhaustedError(absl::StrCat("the state could not be ", what,
+                                                     ": the server has no room left for it"));
+  }
+  return absl::InternalError(
+      absl::StrCat("the state could not be ", what, ": the server's log says why"));
 }
 
 absl::Status StateStore::Reserve(int64_t bytes) {
@@ -114,7 +142,7 @@ absl::StatusOr<StateRecord> StateStore::Put(StateRecord record, absl::Duration t
   // Not under the lock: others read and write meanwhile.
   if (absl::Status s = storage_->Write(record, blob); !s.ok()) {
     Release(record.bytes);
-    return s;
+    return Told("written", record, s);
   }
   std::lock_guard<std::mutex> lock(mutex_);
   records_.emplace(record.id, record);
@@ -135,9 +163,14 @@ absl::StatusOr<std::string> StateStore::Read(absl::string_view owner, absl::stri
   const absl::StatusOr<StateRecord> record = Find(owner, id);
   if (!record.ok()) return record.status();
   absl::StatusOr<std::string> blob = storage_->Read(*record);
+  if (blob.ok()) return blob;
   // Deleted or swept while it was being read.
-  if (!blob.ok() && !Find(owner, id).ok()) return NotFound(id);
-  return blob;
+  if (!Find(owner, id).ok()) return NotFound(id);
+  const absl::Status told = Told("read", *record, blob.status());
+  if (!absl::IsNotFound(blob.status())) return told;
+  // Somebody else removed its file.
+  Forget(record->id);
+  return NotFound(id);
 }
 
 absl::Status StateStore::Delete(absl::string_view owner, absl::string_view id) {
@@ -146,12 +179,11 @@ absl::Status StateStore::Delete(absl::string_view owner, absl::string_view id) {
     std::lock_guard<std::mutex> lock(mutex_);
     const auto it = records_.find(id);
     if (it == records_.end() || it->second.owner != owner) return NotFound(id);
-    record = std::move(it->second);
-    records_.erase(it);
-    usage_.bytes -= record.bytes;
-    --usage_.states;
+    record = it->second;
   }
-  return storage_->Remove(record);
+  // First: what is still there must not be forgotten, or it would come back with the next start.
+  if (absl::Status s = storage_->Remove(record); !s.ok()) return Told("deleted", record, s);
+  return Forget(record.id) ? absl::OkStatus() : NotFound(id);
 }
 
 std::vector<StateRecord> StateStore::List(absl::string_view owner, absl::string_view after,
@@ -170,19 +202,24 @@ void StateStore::Sweep() {
   std::vector<StateRecord> expired;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    for (auto it = records_.begin(); it != records_.end();) {
-      if (it->second.expires > now) {
-        ++it;
-        continue;
-      }
-      usage_.bytes -= it->second.bytes;
-      --usage_.states;
-      expired.push_back(std::move(it->second));
-      it = records_.erase(it);
+    for (const auto& [id, record] : records_) {
+      if (record.expires <= now) expired.push_back(record);
     }
   }
-  // A file that cannot be removed now is swept again after the next start.
-  for (const StateRecord& record : expired) storage_->Remove(record).IgnoreError();
+  size_t failed = 0;
+  absl::Status error;
+  for (const StateRecord& record : expired) {
+    absl::Status removed = storage_->Remove(record);
+    if (removed.ok()) {
+      Forget(record.id);
+    } else if (failed++ == 0) {
+      error = std::move(removed);
+    }
+  }
+  // One line, since there may be thousands; they count towards the quotas, since they are there.
+  if (failed > 0) {
+    report_(absl::StrCat(failed, " expired states could not be removed: ", error.message()));
+  }
 }
 
 StateStore::Usage StateStore::usage() const {

@@ -4,6 +4,7 @@
 #define OSDN_ENGINE_STATE_STORE_H_
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -30,13 +31,16 @@ struct StateRecord {
   absl::Time expires = absl::InfiniteFuture();
 };
 
-// Where blobs lie. Thread-safe. Names are ids of the store, never text of a client.
+// Where blobs lie. Thread-safe. Names are ids of the store, never text of a client. Errors may name
+// paths: they are for the log.
 class StateStorage {
  public:
   virtual ~StateStorage() = default;
   // All or nothing, even if the process dies meanwhile.
   virtual absl::Status Write(const StateRecord& record, absl::string_view blob) = 0;
+  // NOT_FOUND when it is not there, DATA_LOSS when it is damaged.
   virtual absl::StatusOr<std::string> Read(const StateRecord& record) = 0;
+  // OK too when it is not there any more.
   virtual absl::Status Remove(const StateRecord& record) = 0;
   // What an earlier process left; `problems` gets a line for each thing that is no state.
   virtual absl::StatusOr<std::vector<StateRecord>> Load(std::vector<std::string>* problems) = 0;
@@ -45,10 +49,12 @@ class StateStorage {
 // Keeps them as long as the process lives.
 std::unique_ptr<StateStorage> MakeMemoryStorage();
 // A file each in `dir`, which is made if it is missing: written beside its place, synced, renamed,
-// and the directory synced. The errors of the file system, naming the path.
+// and the directory synced. The directory is this storage's alone as long as it lives, by a lock on
+// its file .lock that ends with the process: FAILED_PRECONDITION naming directory and process where
+// another has it. Else the errors of the file system, naming the path.
 absl::StatusOr<std::unique_ptr<StateStorage>> MakeDiskStorage(const std::string& dir);
 
-// Thread-safe; may wait for the disk.
+// Thread-safe; may wait for the disk. Errors are for clients: what the storage said goes to the log.
 class StateStore {
  public:
   struct Options {
@@ -61,19 +67,22 @@ class StateStore {
     int64_t states = 0;
   };
   using Clock = absl::Time (*)();
+  // Gets a line for the log: storage that failed, files of the directory that are no states. Called
+  // by any thread.
+  using Report = std::function<void(const std::string& problem)>;
 
-  // Takes over what `storage` has. `problems` as StateStorage::Load's.
+  // Takes over what `storage` has; StateStorage::Load's errors.
   static absl::StatusOr<std::unique_ptr<StateStore>> Create(const Options& options,
                                                             std::unique_ptr<StateStorage> storage,
-                                                            Clock clock,
-                                                            std::vector<std::string>* problems);
+                                                            Clock clock, Report report);
 
   // Keeps `blob` under a new id; id, bytes and created of `record` are set here, and expires to
-  // `ttl` (zero: the store's) from now. RESOURCE_EXHAUSTED over a quota: nothing else is evicted
-  // for it.
+  // `ttl` (zero: the store's) from now. RESOURCE_EXHAUSTED over a quota (nothing else is evicted for
+  // it) or when the disk is full, INTERNAL when it fails.
   absl::StatusOr<StateRecord> Put(StateRecord record, absl::Duration ttl, absl::string_view blob);
 
-  // NOT_FOUND for what is not there, has expired or is another owner's.
+  // NOT_FOUND for what is not there, has expired or is another owner's; INTERNAL when the disk
+  // fails. What could not be deleted is still there.
   absl::StatusOr<StateRecord> Find(absl::string_view owner, absl::string_view id);
   absl::StatusOr<std::string> Read(absl::string_view owner, absl::string_view id);
   absl::Status Delete(absl::string_view owner, absl::string_view id);
@@ -81,19 +90,26 @@ class StateStore {
   // The owner's states with ids after `after`, in order of id, at most `limit`.
   std::vector<StateRecord> List(absl::string_view owner, absl::string_view after, size_t limit);
 
-  // Removes what has expired. Put does so too.
+  // Removes what has expired, and does so again for what could not be removed. Put does so too; for
+  // the rest of the time somebody should call it now and then.
   void Sweep();
   Usage usage() const;
   const Options& options() const { return options_; }
 
  private:
-  StateStore(const Options& options, std::unique_ptr<StateStorage> storage, Clock clock);
+  StateStore(const Options& options, std::unique_ptr<StateStorage> storage, Clock clock,
+             Report report);
+  // Takes the record out of the books, if it is there still; whether it was.
+  bool Forget(const std::string& id);
+  // Logs what the storage said; what a client is told.
+  absl::Status Told(absl::string_view what, const StateRecord& record, const absl::Status& status);
   absl::Status Reserve(int64_t bytes);
   void Release(int64_t bytes);
 
   const Options options_;
   const std::unique_ptr<StateStorage> storage_;
   const Clock clock_;
+  const Report report_;
   mutable std::mutex mutex_;                                 // guards all below
   std::map<std::string, StateRecord, std::less<>> records_;  // by id
   Usage usage_;                                              // with what is being written

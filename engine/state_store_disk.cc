@@ -1,6 +1,7 @@
 // States as files: ID.state is one line of JSON (the record), its SHA-256, and the blob.
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -11,6 +12,7 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "engine/sha256.h"
@@ -123,9 +125,52 @@ absl::StatusOr<ParsedHead> ParseHead(absl::string_view data) {
   return parsed;
 }
 
+// The directory's lock, held while it lives. The file stays: removing it would let two processes
+// hold locks on two files of one name.
+class DirectoryLock {
+ public:
+  static absl::StatusOr<DirectoryLock> Acquire(const std::string& dir) {
+    const std::string path = absl::StrCat(dir, "/.lock");
+    const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0) return Failed("open", path);
+    DirectoryLock lock(fd);
+    if (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
+      if (errno != EWOULDBLOCK) return Failed("lock", path);
+      return absl::FailedPreconditionError(
+          absl::StrCat("the state directory ", dir, " is in use by ", Holder(path),
+                       ": give every server a state.dir of its own"));
+    }
+    // Who has it, for the message above; the lock itself does not need it.
+    const std::string pid = absl::StrCat(::getpid(), "\n");
+    if (::ftruncate(fd, 0) != 0) return Failed("write", path);
+    if (absl::Status s = WriteAll(fd, pid, path); !s.ok()) return s;
+    return lock;
+  }
+
+  DirectoryLock(DirectoryLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  DirectoryLock& operator=(DirectoryLock&&) = delete;
+  ~DirectoryLock() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+
+ private:
+  explicit DirectoryLock(int fd) : fd_(fd) {}
+
+  static std::string Holder(const std::string& path) {
+    constexpr size_t kMaxPidBytes = 32;
+    const absl::StatusOr<std::string> text = ReadFile(path, kMaxPidBytes);
+    int64_t pid = 0;
+    const bool known = text.ok() && absl::SimpleAtoi(*text, &pid);
+    return known ? absl::StrCat("process ", pid) : "another process";
+  }
+
+  int fd_;
+};
+
 class DiskStorage final : public StateStorage {
  public:
-  explicit DiskStorage(std::string dir) : dir_(std::move(dir)) {}
+  DiskStorage(std::string dir, DirectoryLock lock)
+      : dir_(std::move(dir)), lock_(std::move(lock)) {}
 
   absl::Status Write(const StateRecord& record, absl::string_view blob) override {
     const std::string path = Path(record.id);
@@ -220,6 +265,7 @@ class DiskStorage final : public StateStorage {
   }
 
   const std::string dir_;
+  const DirectoryLock lock_;
 };
 
 }  // namespace
@@ -235,7 +281,9 @@ absl::StatusOr<std::unique_ptr<StateStorage>> MakeDiskStorage(const std::string&
   if (::access(dir.c_str(), R_OK | W_OK | X_OK) != 0) {
     return Failed("read and write the state directory", dir);
   }
-  return std::make_unique<DiskStorage>(dir);
+  absl::StatusOr<DirectoryLock> lock = DirectoryLock::Acquire(dir);
+  if (!lock.ok()) return lock.status();
+  return std::make_unique<DiskStorage>(dir, *std::move(lock));
 }
 
 }  // namespace osdn

@@ -16,10 +16,6 @@
 namespace osdn {
 namespace {
 
-// What a full queue tells clients to wait. A slot comes free with every request that ends, so the
-// exact figure matters less than that there is one.
-constexpr absl::Duration kRetryDelay = absl::Seconds(1);
-
 uint64_t DrawSeed() {
   std::random_device device;
   return (static_cast<uint64_t>(device()) << 32) | device();
@@ -102,6 +98,11 @@ class GenerationCall : public GenerationSink {
     if (driver_->cancelled()) return FailWith(absl::CancelledError("cancelled by the client"));
     absl::StatusOr<GenerationRequest> request = ReadRequest(environment_, *request_, prompt_only_);
     if (!request.ok()) return FailWith(request.status());
+    if (request->state.want_state) {
+      StateAccess* states = environment_.states;
+      const auto most = static_cast<int64_t>(states->max_blob_bytes());
+      if (absl::Status s = states->transit().Add(most, &left_hold_); !s.ok()) return FailWith(s);
+    }
     params_ = ToResolvedParams(*request);
     absl::StatusOr<std::shared_ptr<TokenStream>> stream =
         environment_.engine->Submit(*std::move(request));
@@ -159,6 +160,7 @@ class GenerationCall : public GenerationSink {
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   const std::shared_ptr<GenerationDriver> driver_;
   v1::ResolvedParams params_;
+  ByteBudget::Hold left_hold_;  // of the state at the end, from the start
   StateAccess::Left left_;
 };
 

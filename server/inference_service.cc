@@ -130,6 +130,9 @@ void FillCapacity(const CallEnvironment& environment, const ServerOptions& optio
   response->set_max_saved_states(static_cast<uint64_t>(options.state_max_count));
   response->set_saved_state_bytes(static_cast<uint64_t>(usage.bytes));
   response->set_max_saved_state_bytes(static_cast<uint64_t>(options.state_max_bytes));
+  const ByteBudget& transit = environment.states->transit();
+  response->set_state_transit_bytes(static_cast<uint64_t>(transit.used()));
+  response->set_max_state_transit_bytes(static_cast<uint64_t>(transit.max_bytes()));
 }
 
 }  // namespace

@@ -21,6 +21,7 @@ namespace osdn {
 namespace {
 
 constexpr absl::Duration kHealthInterval = absl::Seconds(1);
+constexpr int64_t kSweepInterval = 10;  // of them, until expired states are looked for
 
 enum ExitCode : int { kExitOk = 0, kExitFailure = 1, kExitUsage = 2, kExitSecondSignal = 130 };
 
@@ -88,7 +89,10 @@ int Serve(const CommandLine& command) {
   shutdown.SetServing();
 
   int signal = 0;
-  while ((signal = shutdown.Wait(kHealthInterval)) == 0) (*server)->CheckHealth();
+  for (int64_t second = 1; (signal = shutdown.Wait(kHealthInterval)) == 0; ++second) {
+    (*server)->CheckHealth();
+    if (second % kSweepInterval == 0) (*server)->SweepStates();
+  }
   // Who presses Ctrl-C has no balancer to wait for.
   const bool wait = signal != SIGINT;
   (*server)->Drain(wait ? options.drain_propagation : absl::ZeroDuration(), options.drain_timeout);

@@ -42,6 +42,7 @@ struct ServerOptions {
   std::string state_dir = kStatesInMemory;
   int64_t state_max_bytes = int64_t{1} << 30;
   int64_t state_max_count = 10'000;
+  int64_t state_max_transit_bytes = int64_t{1} << 30;
   absl::Duration state_ttl = absl::Hours(24);
   std::string state_key_file = kNoStateKey;
   int64_t max_tokens_default = 256;

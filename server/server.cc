@@ -6,6 +6,7 @@
 #include <grpcpp/server_builder.h>
 
 #include <chrono>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -148,18 +149,25 @@ absl::Status Server::OpenStates() {
   const StateStore::Options store_options{.max_bytes = options_.state_max_bytes,
                                           .max_states = options_.state_max_count,
                                           .ttl = options_.state_ttl};
-  std::vector<std::string> problems;
+  const auto report = [logger = logger_](const std::string& problem) {
+    logger->warn("states: {}", problem);
+  };
   absl::StatusOr<std::unique_ptr<StateStore>> store =
-      StateStore::Create(store_options, std::move(storage), absl::Now, &problems);
+      StateStore::Create(store_options, std::move(storage), absl::Now, report);
   if (!store.ok()) return store.status();
-  for (const std::string& problem : problems) logger_->warn("states: {}", problem);
   const StateStore::Usage usage = (*store)->usage();
   logger_->info("states: {} in {}, {}, {}", usage.states,
                 options_.state_dir == kStatesInMemory ? "memory" : options_.state_dir,
                 MebiBytes(static_cast<size_t>(usage.bytes)), key.empty() ? "unsigned" : "signed");
   states_ = std::make_unique<StateAccess>(IdentityOf(engine_->config()), std::move(key),
-                                          *std::move(store));
+                                          *std::move(store), options_.state_max_transit_bytes);
   return absl::OkStatus();
+}
+
+void Server::SweepStates() {
+  const std::optional<CallEnvironment> environment = service_.Environment();
+  if (!environment.has_value()) return;
+  environment->storage->Post([states = environment->states] { states->store().Sweep(); });
 }
 
 bool Server::CheckHealth() {

@@ -41,6 +41,8 @@ class Server {
   // False once the backend failed for good: health is NOT_SERVING from then on and the reason is
   // logged.
   bool CheckHealth();
+  // Has expired states removed, in the background.
+  void SweepStates();
 
   // NOT_SERVING at once; for `propagation`, calls are taken as before; then new ones are
   // UNAVAILABLE and running ones may finish within `timeout`. What is left then ends with

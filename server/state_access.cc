@@ -4,10 +4,10 @@
 #include <fstream>
 #include <iterator>
 #include <utility>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/options.h"
 #include "server/status.h"
 
 namespace osdn {
@@ -56,15 +56,19 @@ absl::StatusOr<std::string> ReadStateKey(const std::string& path) {
   return key;
 }
 
-StateAccess::StateAccess(StateIdentity identity, std::string key, std::unique_ptr<StateStore> store)
-    : identity_(std::move(identity)), key_(std::move(key)), store_(std::move(store)) {}
+StateAccess::StateAccess(StateIdentity identity, std::string key, std::unique_ptr<StateStore> store,
+                         int64_t max_transit_bytes)
+    : identity_(std::move(identity)),
+      key_(std::move(key)),
+      store_(std::move(store)),
+      transit_(max_transit_bytes, "states in transit", "state.max_transit_bytes") {}
 
 std::unique_ptr<StateAccess> StateAccess::InMemory(StateIdentity identity) {
-  std::vector<std::string> problems;
   // Memory has nothing to load and so nothing to fail at.
   absl::StatusOr<std::unique_ptr<StateStore>> store =
-      StateStore::Create({}, MakeMemoryStorage(), absl::Now, &problems);
-  return std::make_unique<StateAccess>(std::move(identity), "", *std::move(store));
+      StateStore::Create({}, MakeMemoryStorage(), absl::Now, [](const std::string&) {});
+  return std::make_unique<StateAccess>(std::move(identity), "", *std::move(store),
+                                       ServerOptions().state_max_transit_bytes);
 }
 
 size_t StateAccess::max_blob_bytes() const {
@@ -81,10 +85,15 @@ absl::StatusOr<std::shared_ptr<const SequenceSnapshot>> StateAccess::Load(
     const v1::StateOptions& options) {
   std::string stored;
   absl::string_view blob;
+  // Before the state is read or copied: the blob is little more than what it will be.
+  ByteBudget::Hold hold;
   // What the store has was checked, or made, by this server; a signature proves more only where
   // somebody else may write to the store's directory, and then it is there.
   switch (options.from_case()) {
     case v1::StateOptions::kStateId: {
+      const absl::StatusOr<StateRecord> record = store_->Find(kOwner, options.state_id());
+      if (!record.ok()) return record.status();
+      if (absl::Status s = transit_.Add(record->bytes, &hold); !s.ok()) return s;
       absl::StatusOr<std::string> read = ReadBlob(options.state_id());
       if (!read.ok()) return read.status();
       stored = *std::move(read);
@@ -93,13 +102,19 @@ absl::StatusOr<std::shared_ptr<const SequenceSnapshot>> StateAccess::Load(
     }
     case v1::StateOptions::kStateBlob:
       blob = options.state_blob();
+      if (absl::Status s = transit_.Add(static_cast<int64_t>(blob.size()), &hold); !s.ok()) return s;
       break;
     case v1::StateOptions::FROM_NOT_SET:
       return nullptr;
   }
   absl::StatusOr<SequenceSnapshot> snapshot = DecodeSnapshot(blob, identity_, key_);
   if (!snapshot.ok()) return snapshot.status();
-  return std::make_shared<const SequenceSnapshot>(*std::move(snapshot));
+  struct Held {
+    SequenceSnapshot snapshot;
+    ByteBudget::Hold hold;
+  };
+  auto held = std::make_shared<Held>(Held{*std::move(snapshot), std::move(hold)});
+  return std::shared_ptr<const SequenceSnapshot>(held, &held->snapshot);
 }
 
 absl::StatusOr<v1::StateInfo> StateAccess::Keep(absl::string_view blob, int64_t position,

@@ -13,6 +13,7 @@
 #include "engine/snapshot.h"
 #include "engine/state_store.h"
 #include "osdn/v1/inference.pb.h"
+#include "server/byte_budget.h"
 
 namespace osdn {
 
@@ -21,14 +22,16 @@ inline constexpr size_t kMaxStateLabelBytes = 256;
 // One model's states. Thread-safe; may wait for the disk, so not for gRPC's own threads.
 class StateAccess {
  public:
-  // `key` signs what leaves and is wanted on what comes; empty: no signatures.
-  StateAccess(StateIdentity identity, std::string key, std::unique_ptr<StateStore> store);
+  // `key` signs what leaves and is wanted on what comes; empty: no signatures. `max_transit_bytes`
+  // bounds transit().
+  StateAccess(StateIdentity identity, std::string key, std::unique_ptr<StateStore> store,
+              int64_t max_transit_bytes);
 
   // Unsigned and gone with the process.
   static std::unique_ptr<StateAccess> InMemory(StateIdentity identity);
 
-  // What `options.from` names or carries; null when it does neither. NOT_FOUND, and
-  // DecodeSnapshot's errors.
+  // What `options.from` names or carries; null when it does neither. Holds its bytes of transit() as
+  // long as it lives. NOT_FOUND, RESOURCE_EXHAUSTED, and DecodeSnapshot's errors.
   absl::StatusOr<std::shared_ptr<const SequenceSnapshot>> Load(const v1::StateOptions& options);
 
   struct Left {
@@ -46,6 +49,9 @@ class StateAccess {
   // The longest blob that can be one of this model's.
   size_t max_blob_bytes() const;
   StateStore& store() { return *store_; }
+  // States that calls hold in memory: those that requests start from until they have their slots,
+  // those that requests will leave, imports and exports. Each counts once.
+  ByteBudget& transit() { return transit_; }
 
  private:
   absl::StatusOr<std::string> ReadBlob(const std::string& id);
@@ -56,6 +62,7 @@ class StateAccess {
   const StateIdentity identity_;
   const std::string key_;
   const std::unique_ptr<StateStore> store_;
+  ByteBudget transit_;
 };
 
 v1::StateInfo ToStateInfo(const StateRecord& record);

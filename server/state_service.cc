@@ -29,6 +29,11 @@ class ExportCall final : public grpc::ServerWriteReactor<v1::ExportStateResponse
       return;
     }
     environment->storage->Post([this, states = environment->states, id = std::move(id)] {
+      const absl::StatusOr<StateRecord> record = states->store().Find(kOwner, id);
+      if (!record.ok()) return Finish(ToGrpcStatus(record.status()));
+      if (absl::Status s = states->transit().Add(record->bytes, &hold_); !s.ok()) {
+        return Finish(ToGrpcStatus(s));
+      }
       absl::StatusOr<std::string> blob = states->store().Read(kOwner, id);
       if (!blob.ok()) return Finish(ToGrpcStatus(blob.status()));
       // A file that lost bits says so here, not where it is imported.
@@ -53,6 +58,7 @@ class ExportCall final : public grpc::ServerWriteReactor<v1::ExportStateResponse
     StartWrite(&piece_);
   }
 
+  ByteBudget::Hold hold_;
   std::string blob_;
   size_t sent_ = 0;
   v1::ExportStateResponse piece_;
@@ -80,6 +86,10 @@ class ImportCall final : public grpc::ServerReadReactor<v1::ImportStateRequest> 
       return Finish(ToGrpcStatus(absl::InvalidArgumentError(absl::StrCat(
           "data: more than ", most, " bytes, the most that a state of this model can have"))));
     }
+    const auto bytes = static_cast<int64_t>(piece_.data().size());
+    if (absl::Status s = environment_->states->transit().Add(bytes, &hold_); !s.ok()) {
+      return Finish(ToGrpcStatus(s));
+    }
     blob_ += piece_.data();
     StartRead(&piece_);
   }
@@ -103,6 +113,7 @@ class ImportCall final : public grpc::ServerReadReactor<v1::ImportStateRequest> 
   bool first_ = true;
   std::string label_;
   absl::Duration ttl_;
+  ByteBudget::Hold hold_;
   std::string blob_;
 };
 

@@ -17,6 +17,10 @@ namespace osdn {
 // `violations` is not empty.
 absl::Status InvalidRequestError(absl::Span<const FieldViolation> violations);
 
+// What clients are told to wait when a bound is reached. Something comes free with every request
+// that ends, so the exact figure matters less than that there is one.
+inline constexpr absl::Duration kRetryDelay = absl::Seconds(1);
+
 // `status` with a google.rpc.RetryInfo: try again after `delay`.
 absl::Status WithRetryDelay(absl::Status status, absl::Duration delay);
 

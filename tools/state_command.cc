@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "engine/model_config.h"
@@ -64,11 +65,14 @@ void Show(const SnapshotInfo& info, bool as_json) {
       {"open_role", info.open_role},
   };
   if (as_json) {
-    std::cout << fields.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';
+    constexpr bool kAsciiOnly = true;  // for the terminal's sake, as below
+    std::cout << fields.dump(2, ' ', kAsciiOnly, nlohmann::json::error_handler_t::replace) << '\n';
     return;
   }
   for (const auto& [name, value] : fields.items()) {
-    std::cout << name << ": " << (value.is_string() ? value.get<std::string>() : value.dump())
+    // A file may say anything, also what a terminal would take for a command.
+    std::cout << name << ": "
+              << (value.is_string() ? absl::CHexEscape(value.get<std::string>()) : value.dump())
               << '\n';
   }
 }

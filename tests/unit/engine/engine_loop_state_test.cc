@@ -66,6 +66,32 @@ TEST_F(StateTest, PartsAreTheWhole) {
   ExpectAllZero();
 }
 
+// The image of a resumed state goes once the slot has it; what else it says is still used.
+TEST_F(StateTest, AResumedStatesMemoryGoesWhenItRuns) {
+  Start(Hashing);
+  GenerationRequest first = Request({1, 2, 3}, 3);
+  first.state.want_state = true;
+  first.ignore_eos = true;
+  std::shared_ptr<const SequenceSnapshot> state = StateOf(Generate(first));
+  const std::vector<int32_t> recent = state->recent_tokens;
+  const std::weak_ptr<const StateImage> image = state->image;
+  GenerationRequest request = first;
+  request.prompt = {};
+  request.max_tokens = 1'000'000;
+  request.state.resume = std::move(state);
+  const auto running = Submit(std::move(request));
+  running->Next();
+  EXPECT_TRUE(image.expired());
+  running->Cancel();
+  ReadAll(running.get());
+
+  state = StateOf(Generate(first));
+  const Outcome second = From(state, {}, first);
+  std::vector<int32_t> all = recent;
+  all.insert(all.end(), second.ids.begin(), second.ids.end());
+  EXPECT_EQ(StateOf(second)->recent_tokens, all);
+}
+
 // A resumed prompt that is read in pieces is not done where a fresh one of its length would be: it
 // must not take the logits of whoever shares the step.
 TEST_F(StateTest, PiecesAfterAResumedStateLeaveOthersTheirLogits) {

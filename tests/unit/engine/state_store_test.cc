@@ -2,11 +2,15 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <filesystem>
+#include <memory>
 #include <set>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -17,6 +21,7 @@ namespace {
 
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 using ::testing::SizeIs;
 using testing_support::TempDir;
 
@@ -44,7 +49,13 @@ class StateStoreTest : public ::testing::TestWithParam<bool> {
       storage = *std::move(disk);
     }
     problems_.clear();
-    auto store = StateStore::Create(options, std::move(storage), Now, &problems_);
+    return Open(options, std::move(storage));
+  }
+  std::unique_ptr<StateStore> Open(StateStore::Options options,
+                                   std::unique_ptr<StateStorage> storage) {
+    auto store = StateStore::Create(
+        options, std::move(storage), Now,
+        [this](const std::string& problem) { problems_.push_back(problem); });
     EXPECT_TRUE(store.ok()) << store.status();
     return *std::move(store);
   }
@@ -184,7 +195,7 @@ TEST_P(DiskStoreTest, OutlivesTheProcess) {
 }
 
 TEST_P(DiskStoreTest, LeftoversOfAKilledWriteAreRemovedAndDamageIsTold) {
-  const std::string kept = Put(Open().get(), "kept");
+  const std::string kept = Put(Open().get(), "kept");  // each store ends before the next begins
   const std::string cut = Put(Open().get(), "cut short");
   const std::string states = dir_.File("states");
   const std::string cut_path = absl::StrCat(states, "/", cut, ".state");
@@ -210,6 +221,88 @@ TEST_P(DiskStoreTest, ADirectoryThatCannotBeIsAnError) {
   testing_support::WriteFile(dir_.File("file"), "x");
   const auto storage = MakeDiskStorage(dir_.File("file"));
   EXPECT_THAT(std::string(storage.status().message()), HasSubstr(dir_.File("file")));
+}
+
+TEST_P(DiskStoreTest, ASecondServerIsToldWhoHasTheDirectory) {
+  const std::string states = dir_.File("states");
+  auto first = MakeDiskStorage(states);
+  ASSERT_TRUE(first.ok()) << first.status();
+  const absl::Status second = MakeDiskStorage(states).status();
+  EXPECT_EQ(second.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(second.message()), HasSubstr(states));
+  EXPECT_THAT(std::string(second.message()), HasSubstr(absl::StrCat("process ", getpid())));
+  first->reset();
+  EXPECT_TRUE(MakeDiskStorage(states).ok()) << "the lock ends with its holder";
+}
+
+TEST_P(DiskStoreTest, WhatTheFileSystemSaysIsForTheLogOnly) {
+  auto store = Open();
+  const std::string id = Put(store.get(), "bytes");
+  const std::string path = absl::StrCat(dir_.File("states"), "/", id, ".state");
+  std::filesystem::remove(path);
+  std::filesystem::create_directory(path);  // cannot be read as a file, unlinked or replaced
+  const absl::Status read = store->Read("", id).status();
+  EXPECT_EQ(read.code(), absl::StatusCode::kInternal);
+  const absl::Status deleted = store->Delete("", id);
+  EXPECT_EQ(deleted.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(problems_, SizeIs(2));
+  for (const absl::Status& status : {read, deleted}) {
+    EXPECT_THAT(std::string(status.message()), Not(HasSubstr(dir_.path())));
+  }
+  for (const std::string& problem : problems_) EXPECT_THAT(problem, HasSubstr(path));
+
+  // What could not be deleted is not forgotten, and expiry tries again until it can be.
+  EXPECT_TRUE(store->Find("", id).ok());
+  EXPECT_EQ(store->usage().states, 1);
+  now += absl::Hours(25);
+  problems_.clear();
+  store->Sweep();
+  EXPECT_THAT(problems_, SizeIs(1));
+  EXPECT_EQ(store->usage().states, 1) << "it still takes its place";
+  std::filesystem::remove(path);
+  store->Sweep();
+  EXPECT_EQ(store->usage().states, 0);
+  EXPECT_EQ(store->usage().bytes, 0);
+}
+
+TEST_P(DiskStoreTest, AFileThatSomebodyElseRemovedIsNotFoundAndForgotten) {
+  auto store = Open();
+  const std::string id = Put(store.get(), "bytes");
+  std::filesystem::remove(absl::StrCat(dir_.File("states"), "/", id, ".state"));
+  EXPECT_EQ(store->Read("", id).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(store->usage().states, 0);
+  EXPECT_EQ(store->usage().bytes, 0);
+}
+
+// A disk that is full, or that fails.
+class FailingStorage final : public StateStorage {
+ public:
+  explicit FailingStorage(absl::Status status) : status_(std::move(status)) {}
+  absl::Status Write(const StateRecord&, absl::string_view) override { return status_; }
+  absl::StatusOr<std::string> Read(const StateRecord&) override { return status_; }
+  absl::Status Remove(const StateRecord&) override { return status_; }
+  absl::StatusOr<std::vector<StateRecord>> Load(std::vector<std::string>*) override {
+    return std::vector<StateRecord>();
+  }
+
+ private:
+  const absl::Status status_;
+};
+
+TEST_P(DiskStoreTest, AFullDiskIsTheServersAndTheQuotaIsGivenBack) {
+  for (const auto& [error, code] :
+       {std::pair{ENOSPC, absl::StatusCode::kResourceExhausted},
+        std::pair{EIO, absl::StatusCode::kInternal}, std::pair{EACCES, absl::StatusCode::kInternal},
+        std::pair{ENOENT, absl::StatusCode::kInternal}}) {
+    auto store = Open({}, std::make_unique<FailingStorage>(
+                              absl::ErrnoToStatus(error, "cannot write /srv/secret/st-1.state")));
+    const absl::Status refused = store->Put(Record(""), absl::ZeroDuration(), "blob").status();
+    EXPECT_EQ(refused.code(), code) << refused;
+    EXPECT_THAT(std::string(refused.message()), Not(HasSubstr("/srv")));
+    EXPECT_EQ(store->usage().states, 0);
+    EXPECT_EQ(store->usage().bytes, 0);
+  }
+  EXPECT_THAT(problems_, SizeIs(4));
 }
 
 }  // namespace
