@@ -11,6 +11,9 @@
 namespace osdn {
 namespace {
 
+// Until what could not be removed is tried again.
+constexpr absl::Duration kSweepAgain = absl::Minutes(1);
+
 class MemoryStorage final : public StateStorage {
  public:
   absl::Status Write(const StateRecord& record, absl::string_view blob) override {
@@ -73,11 +76,17 @@ absl::StatusOr<std::unique_ptr<StateStore>> StateStore::Create(
   for (StateRecord& record : *records) {
     store->usage_.bytes += record.bytes;
     ++store->usage_.states;
-    std::string id = record.id;
-    store->records_.emplace(std::move(id), std::move(record));
+    std::lock_guard<std::mutex> lock(store->mutex_);
+    store->Enter(std::move(record));
   }
   store->Sweep();
   return store;
+}
+
+void StateStore::Enter(StateRecord record) {
+  expiry_.emplace(record.expires, record.id);
+  std::string id = record.id;
+  records_.emplace(std::move(id), std::move(record));
 }
 
 bool StateStore::Forget(const std::string& id) {
@@ -86,6 +95,7 @@ bool StateStore::Forget(const std::string& id) {
   if (it == records_.end()) return false;
   usage_.bytes -= it->second.bytes;
   --usage_.states;
+  expiry_.erase({it->second.expires, id});
   records_.erase(it);
   return true;
 }
@@ -145,7 +155,7 @@ absl::StatusOr<StateRecord> StateStore::Put(StateRecord record, absl::Duration t
     return Told("written", record, s);
   }
   std::lock_guard<std::mutex> lock(mutex_);
-  records_.emplace(record.id, record);
+  Enter(record);
   return record;
 }
 
@@ -202,8 +212,9 @@ void StateStore::Sweep() {
   std::vector<StateRecord> expired;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    for (const auto& [id, record] : records_) {
-      if (record.expires <= now) expired.push_back(record);
+    if (now < next_sweep_) return;
+    for (auto it = expiry_.begin(); it != expiry_.end() && it->first <= now; ++it) {
+      expired.push_back(records_.at(it->second));
     }
   }
   size_t failed = 0;
@@ -216,10 +227,11 @@ void StateStore::Sweep() {
       error = std::move(removed);
     }
   }
-  // One line, since there may be thousands; they count towards the quotas, since they are there.
-  if (failed > 0) {
-    report_(absl::StrCat(failed, " expired states could not be removed: ", error.message()));
-  }
+  if (failed == 0) return;
+  // One line, since there may be thousands.
+  report_(absl::StrCat(failed, " expired states could not be removed: ", error.message()));
+  std::lock_guard<std::mutex> lock(mutex_);
+  next_sweep_ = now + kSweepAgain;
 }
 
 StateStore::Usage StateStore::usage() const {

@@ -8,7 +8,9 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -90,8 +92,9 @@ class StateStore {
   // The owner's states with ids after `after`, in order of id, at most `limit`.
   std::vector<StateRecord> List(absl::string_view owner, absl::string_view after, size_t limit);
 
-  // Removes what has expired, and does so again for what could not be removed. Put does so too; for
-  // the rest of the time somebody should call it now and then.
+  // Removes what has expired. What cannot be removed counts on, and is tried again by a call that
+  // comes a minute later or more. Put sweeps too; for the rest of the time somebody should call this
+  // now and then. Costs next to nothing when there is nothing to do.
   void Sweep();
   Usage usage() const;
   const Options& options() const { return options_; }
@@ -99,6 +102,8 @@ class StateStore {
  private:
   StateStore(const Options& options, std::unique_ptr<StateStorage> storage, Clock clock,
              Report report);
+  // With mutex_ held.
+  void Enter(StateRecord record);
   // Takes the record out of the books, if it is there still; whether it was.
   bool Forget(const std::string& id);
   // Logs what the storage said; what a client is told.
@@ -112,6 +117,8 @@ class StateStore {
   const Report report_;
   mutable std::mutex mutex_;                                 // guards all below
   std::map<std::string, StateRecord, std::less<>> records_;  // by id
+  std::set<std::pair<absl::Time, std::string>> expiry_;      // of each of them, with its id
+  absl::Time next_sweep_ = absl::InfinitePast();
   Usage usage_;                                              // with what is being written
 };
 

@@ -100,8 +100,8 @@ class GenerationCall : public GenerationSink {
     if (!request.ok()) return FailWith(request.status());
     if (request->state.want_state) {
       StateAccess* states = environment_.states;
-      const auto most = static_cast<int64_t>(states->max_blob_bytes());
-      if (absl::Status s = states->transit().Add(most, &left_hold_); !s.ok()) return FailWith(s);
+      absl::Status s = states->transit().Add(states->image_bytes(), &left_hold_);
+      if (!s.ok()) return FailWith(s);
     }
     params_ = ToResolvedParams(*request);
     absl::StatusOr<std::shared_ptr<TokenStream>> stream =

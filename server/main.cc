@@ -21,7 +21,6 @@ namespace osdn {
 namespace {
 
 constexpr absl::Duration kHealthInterval = absl::Seconds(1);
-constexpr int64_t kSweepInterval = 10;  // of them, until expired states are looked for
 
 enum ExitCode : int { kExitOk = 0, kExitFailure = 1, kExitUsage = 2, kExitSecondSignal = 130 };
 
@@ -89,9 +88,9 @@ int Serve(const CommandLine& command) {
   shutdown.SetServing();
 
   int signal = 0;
-  for (int64_t second = 1; (signal = shutdown.Wait(kHealthInterval)) == 0; ++second) {
+  while ((signal = shutdown.Wait(kHealthInterval)) == 0) {
     (*server)->CheckHealth();
-    if (second % kSweepInterval == 0) (*server)->SweepStates();
+    (*server)->SweepStates();
   }
   // Who presses Ctrl-C has no balancer to wait for.
   const bool wait = signal != SIGINT;

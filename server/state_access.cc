@@ -71,10 +71,14 @@ std::unique_ptr<StateAccess> StateAccess::InMemory(StateIdentity identity) {
                                        ServerOptions().state_max_transit_bytes);
 }
 
+int64_t StateAccess::image_bytes() const {
+  return static_cast<int64_t>(identity_.state_bytes) +
+         identity_.vocab_size * int64_t{sizeof(float)};
+}
+
 size_t StateAccess::max_blob_bytes() const {
   constexpr size_t kDescription = size_t{2} << 20;
-  return identity_.state_bytes + static_cast<size_t>(identity_.vocab_size) * sizeof(float) +
-         kDescription;
+  return static_cast<size_t>(image_bytes()) + kDescription;
 }
 
 absl::StatusOr<std::string> StateAccess::ReadBlob(const std::string& id) {

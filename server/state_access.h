@@ -46,6 +46,8 @@ class StateAccess {
                                        absl::Duration ttl);
   absl::StatusOr<v1::StateInfo> Fork(const std::string& id, const std::string& label,
                                      absl::Duration ttl);
+  // Of a state in memory, its logits with it.
+  int64_t image_bytes() const;
   // The longest blob that can be one of this model's.
   size_t max_blob_bytes() const;
   StateStore& store() { return *store_; }

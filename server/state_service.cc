@@ -101,6 +101,8 @@ class ImportCall final : public grpc::ServerReadReactor<v1::ImportStateRequest> 
     environment_->storage->Post([this] {
       if (absl::Status s = CheckLabel("label", label_); !s.ok()) return Finish(ToGrpcStatus(s));
       absl::StatusOr<v1::StateInfo> info = environment_->states->Import(blob_, label_, ttl_);
+      blob_.clear();
+      hold_ = {};  // by the time that the client knows
       if (!info.ok()) return Finish(ToGrpcStatus(info.status()));
       *response_->mutable_state() = *std::move(info);
       Finish(grpc::Status::OK);

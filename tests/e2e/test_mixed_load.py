@@ -1,5 +1,8 @@
 """Requests of every kind through 64 streams, three in ten cancelled: right answers, nothing left.
 
+Prompts that share beginnings, states that are left, resumed and deleted, and readers that do not
+read, whose slots everybody else runs in.
+
 Short here; OSDN_LOAD_REQUESTS=10000 is the long version.
 """
 
@@ -12,10 +15,14 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from harness import Client, wait_until
+import grpc
+from harness import Client, collect, wait_until
+from test_states import States
 
 REQUESTS = int(os.environ.get("OSDN_LOAD_REQUESTS", "400"))
 STREAMS = 64
+SLOTS = 16
+SILENT_TOKENS = 1500  # more than all buffers between the engine and a reader that does not read hold
 
 
 def resident_bytes(server) -> int:
@@ -35,17 +42,48 @@ def make_kinds(client: Client, rng: random.Random) -> list:
         request.cache.skip = number % 7 == 0
         if number % 5 == 0:
             request.state.return_state = True
+        if number % 4 == 0:
+            request.state.save_state_as = str(number)
         kinds.append(request)
     return kinds
+
+
+def go_on(client: States, finished) -> list[int]:
+    """What follows from the state that an answer left, which is gone afterwards."""
+    state_id = finished.state.state_id
+    answer = client.go(None, {"state_id": state_id}, max_tokens=5)
+    client.states.DeleteState(client.session.DeleteStateRequest(state_id=state_id))
+    return list(answer.choices[0].token_ids)
+
+
+def fill_slots(server, client: Client) -> list:
+    """Streams for all slots that nobody reads, with buffers as small as they get."""
+    silent = []
+    for number in range(SLOTS):
+        channel = grpc.insecure_channel(server.address, options=[
+            ("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", 1024)])
+        silent.append((channel, Client(channel).start([number + 3], max_tokens=SILENT_TOKENS,
+                                                      ignore_eos=True, timeout=600)))
+    running = lambda: client.stub.GetCapacity(client.pb.GetCapacityRequest()).slots_used == SLOTS
+    wait_until(running, "they have all slots")
+    return silent
 
 
 def test_mixed_load(servers, bundled_model):
     seed = random.SystemRandom().getrandbits(32)
     print("seed", seed)
-    server = servers(bundled_model, "--max-slots", "16", "--prefix-cache-bytes", "20000000")
-    clients = [Client(server.channel()) for _ in range(STREAMS)]
+    server = servers(bundled_model, "--max-slots", str(SLOTS), "--prefix-cache-bytes", "20000000",
+                     "--swap-after", "5ms")
+    clients = [States(server.channel()) for _ in range(STREAMS)]
     kinds = make_kinds(clients[0], random.Random(seed))
-    expected = [list(clients[0].stub.Generate(kind).choices[0].token_ids) for kind in kinds]
+    answers = [clients[0].stub.Generate(kind) for kind in kinds]
+    expected = [list(answer.choices[0].token_ids) for answer in answers]
+    after = [go_on(clients[0], answer) if kind.state.HasField("save_state_as") else None
+             for kind, answer in zip(kinds, answers)]
+    spoken = list(clients[0].generate([3], max_tokens=SILENT_TOKENS, ignore_eos=True)
+                  .choices[0].token_ids)
+    silent = fill_slots(server, clients[0])
     counts = {"right": 0, "cancelled": 0}
     lock = threading.Lock()
 
@@ -63,8 +101,10 @@ def test_mixed_load(servers, bundled_model):
                 call.cancel()
                 outcome = "cancelled"
             else:
-                ids = [token for frame in call for token in frame.delta.token_ids]
-                assert ids == expected[kind], f"request of kind {kind}"
+                result = collect(call)
+                assert result.ids == expected[kind], f"request of kind {kind}"
+                if after[kind] is not None:
+                    assert go_on(clients[number], result.finished) == after[kind]
                 outcome = "right"
             with lock:
                 counts[outcome] += 1
@@ -76,14 +116,28 @@ def test_mixed_load(servers, bundled_model):
 
     first = load()  # arenas and caches have their size now
     second = load()
+    # Every slot was a silent reader's, so nothing was answered without their being swapped out.
+    swapped = clients[0].stub.GetCapacity(clients[0].pb.GetCapacityRequest()).swapped
+    assert swapped == SLOTS
+    # They miss nothing.
+    assert collect(silent[0][1]).ids == spoken
+    for channel, call in silent[1:]:
+        call.cancel()
+        channel.close()
     print("answered right", counts["right"], "cancelled", counts["cancelled"],
           "resident MiB", first >> 20, second >> 20)
     assert counts["right"] + counts["cancelled"] == 2 * (REQUESTS // STREAMS) * STREAMS
     assert second < first * 1.1 + (8 << 20)
 
+    # A cancel that came too late may have left a state.
+    for state in clients[0].list(page_size=1000):
+        clients[0].states.DeleteState(
+            clients[0].session.DeleteStateRequest(state_id=state.state_id))
+
     def idle() -> bool:
         capacity = clients[0].stub.GetCapacity(clients[0].pb.GetCapacityRequest())
         return (capacity.slots_used + capacity.running + capacity.swapped
-                + capacity.queued_requests + capacity.queued_tokens) == 0
+                + capacity.queued_requests + capacity.queued_tokens + capacity.saved_states
+                + capacity.saved_state_bytes + capacity.state_transit_bytes) == 0
 
     wait_until(idle, "every gauge is zero")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import signal
@@ -9,7 +10,9 @@ import threading
 
 import grpc
 import pytest
-from harness import Client, Server, violations, wait_until
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from harness import Client, Server, run_tools, violations, wait_until
 
 Code = grpc.StatusCode
 # The long version: OSDN_KILLS=200.
@@ -191,6 +194,125 @@ def test_quota_and_ttl(servers, tiny_model):
     assert code_of(client.save, [5]) == Code.RESOURCE_EXHAUSTED
 
 
+def test_expired_states_go_by_themselves(servers, tiny_model, tmp_path):
+    directory = tmp_path / "states"
+    client = States(servers(tiny_model, "--state-dir", directory).channel())
+    client.save([5], ttl_seconds=1)
+    assert list(directory.glob("*.state"))
+
+    def kept() -> int:
+        capacity = client.stub.GetCapacity(client.pb.GetCapacityRequest())
+        return capacity.saved_states + capacity.saved_state_bytes
+
+    wait_until(lambda: kept() == 0, "nothing is kept")
+    assert not list(directory.glob("*.state"))
+
+
+def test_a_directory_has_one_server(servers, tiny_model, tmp_path):
+    flags = ["--state-dir", tmp_path / "states"]
+    first = servers(tiny_model, *flags)
+    second = servers(tiny_model, *flags, serving=False)
+    assert second.wait_exit() == 1
+    assert str(tmp_path / "states") in second.log
+    assert f"in use by process {first.process.pid}" in second.log
+    # A killed server leaves no lock behind.
+    first.signal(signal.SIGKILL)
+    first.process.wait()
+    servers(tiny_model, *flags)
+
+
+def test_clients_hear_nothing_of_the_file_system(servers, tiny_model, tmp_path):
+    directory = tmp_path / "states"
+    server = servers(tiny_model, "--state-dir", directory)
+    client = States(server.channel())
+    state_id = client.save([5]).state.state_id
+    file = directory / f"{state_id}.state"
+    file.unlink()
+    file.mkdir()  # can neither be read nor removed as a file
+    delete = client.session.DeleteStateRequest(state_id=state_id)
+    for call, arguments in ((client.export, [state_id]), (client.states.DeleteState, [delete]),
+                            (client.go, [None, {"state_id": state_id}])):
+        with pytest.raises(grpc.RpcError) as error:
+            call(*arguments)
+        assert error.value.code() == Code.INTERNAL
+        assert str(tmp_path) not in error.value.details()
+    wait_until(lambda: str(file) in server.log, "the log says what it was")
+    # What could not be deleted is not forgotten.
+    assert [state.state_id for state in client.list()] == [state_id]
+    file.rmdir()
+    client.states.DeleteState(delete)
+    assert not client.list()
+
+
+def test_states_in_transit_are_bounded(servers, tiny_model):
+    """A state of tiny_model has some kilobytes; the server may hold two at a time."""
+    plain = States(servers(tiny_model).channel())
+    blob = plain.export(plain.save([5, 6]).state.state_id)
+    limit = 2 * len(blob) + 100
+    flags = ["--state-max-transit-bytes", str(limit), "--max-tokens-limit", "100000000"]
+    client = States(servers(tiny_model, *flags).channel())
+
+    def capacity():
+        return client.stub.GetCapacity(client.pb.GetCapacityRequest())
+
+    assert capacity().max_state_transit_bytes == limit
+    state = client.import_(blob)
+    # Two requests that will leave states hold the places of both.
+    holders = []
+    for number in (7, 8):
+        request = client.request([number], max_tokens=100_000_000, ignore_eos=True)
+        request.state.save_state_as = ""
+        holders.append(client.stub.GenerateStream(request))
+        next(holders[-1])
+    assert capacity().state_transit_bytes > limit // 2
+    refused = [(client.import_, [blob]), (client.export, [state.state_id]), (client.save, [[5]]),
+               (client.go, [[5], {"return_state": True}]),
+               (client.go, [None, {"state_id": state.state_id}]),
+               (client.go, [None, {"state_blob": blob}])]
+    for call, arguments in refused:
+        with pytest.raises(grpc.RpcError) as error:
+            call(*arguments)
+        assert error.value.code() == Code.RESOURCE_EXHAUSTED
+        assert "state.max_transit_bytes" in error.value.details()
+        assert str(limit) in error.value.details()
+        retry = error_details_pb2.RetryInfo()
+        assert any(detail.Unpack(retry) for detail in rpc_status.from_call(error.value).details)
+    # Requests without states are served all the same.
+    assert len(ids(client.generate([5], max_tokens=3, ignore_eos=True))) == 3
+    for holder in holders:
+        holder.cancel()
+    wait_until(lambda: capacity().state_transit_bytes == 0, "nothing is held")
+    assert client.export(state.state_id) == blob
+    # An import that stalls holds what it has sent so far.
+    sent, go_on = threading.Event(), threading.Event()
+
+    def pieces():
+        yield client.session.ImportStateRequest(data=blob[:-10])
+        sent.set()
+        go_on.wait(60)
+        yield client.session.ImportStateRequest(data=blob[-10:])
+
+    stalled = client.states.ImportState.future(pieces())
+    sent.wait(60)
+    wait_until(lambda: capacity().state_transit_bytes == len(blob) - 10, "it is held")
+    go_on.set()
+    assert stalled.result().state.position == state.position
+    assert capacity().state_transit_bytes == 0
+
+
+def test_inspect_prints_nothing_a_terminal_would_obey(tiny, tmp_path):
+    blob = bytearray(tiny.export(tiny.save([5]).state.state_id))
+    start = blob.index(b'"model_id":"') + len(b'"model_id":"')
+    hostile = "\\u001b]0;owned\\u0007\u009b".encode()
+    blob[start:start + len(hostile)] = hostile
+    blob[-32:] = hashlib.sha256(blob[:-32]).digest()
+    (tmp_path / "hostile.state").write_bytes(blob)
+    for flags in ([], ["--json"]):
+        shown = run_tools("state", "inspect", *flags, tmp_path / "hostile.state").stdout
+        assert "owned" in shown
+        assert all(" " <= character <= "~" or character == "\n" for character in shown)
+
+
 def test_signed_states_only(servers, tiny_model, tmp_path):
     (tmp_path / "key").write_bytes(os.urandom(32))
     signing = States(servers(tiny_model, "--state-key-file", tmp_path / "key").channel())
@@ -219,14 +341,19 @@ def test_nonsense_is_named(tiny):
     assert code_of(tiny.go, None, {}, max_tokens=1) == Code.INVALID_ARGUMENT
 
 
-def test_many_parked_sessions_resume_exactly(servers, tiny_model, tmp_path):
-    """1,000 with OSDN_SESSIONS=1000."""
+@pytest.mark.parametrize("store", ["memory", "disk"])
+def test_many_parked_sessions_resume_exactly(servers, tiny_model, tmp_path, store):
+    """1,000 with OSDN_SESSIONS=1000. Those on disk outlive the server that parked them."""
     count = int(os.environ.get("OSDN_SESSIONS", "100"))
-    flags = ["--state-dir", tmp_path / "states", "--state-max-count", "2000"]
-    client = States(servers(tiny_model, *flags).channel())
+    directory = "memory" if store == "memory" else tmp_path / "states"
+    flags = ["--state-dir", directory, "--state-max-count", "2000"]
+    server = servers(tiny_model, *flags)
+    client = States(server.channel())
     parked = [client.go([3 + i % 90, 3 + i // 90], {"save_state_as": str(i)}, max_tokens=3)
               for i in range(count)]
-    client = States(servers(tiny_model, *flags).channel())
+    if store == "disk":
+        server.stop()
+        client = States(servers(tiny_model, *flags).channel())
     assert len(client.list()) == count
     for i, first in enumerate(parked):
         rest = client.go(None, {"state_id": first.state.state_id}, max_tokens=3)
