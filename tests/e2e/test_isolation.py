@@ -106,8 +106,12 @@ def test_numbers_that_break_end_their_own_request_only(servers, breakable_model)
             client.generate(prompt, max_tokens=5)
         assert error.value.code() == Code.INTERNAL
         assert "finite" in error.value.details() or "nan" in error.value.details()
-        # Nothing of it is in the slot that the next one gets, nor in what the cache has of the stem.
-        assert ids(client.generate(good, max_tokens=30, ignore_eos=True)) == plain
+        # Nothing of it is in the slot that the next one gets (and fills itself), nor in what the
+        # cache has of the stem.
+        for skip in (True, False):
+            request = client.request(good, max_tokens=30, ignore_eos=True)
+            request.cache.skip = skip
+            assert ids(client.stub.Generate(request, timeout=60)) == plain
     # No state of it, however it is asked for.
     for prompt in bad_prompts:
         assert code_of(client.save, prompt) == Code.INTERNAL

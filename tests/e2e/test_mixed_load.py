@@ -21,7 +21,7 @@ from test_states import States
 
 REQUESTS = int(os.environ.get("OSDN_LOAD_REQUESTS", "400"))
 STREAMS = 64
-SLOTS = 16
+SLOTS = 8
 SILENT_TOKENS = 1500  # more than all buffers between the engine and a reader that does not read hold
 
 
