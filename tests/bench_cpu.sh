@@ -36,8 +36,8 @@ for dtype in bf16 int8 int4; do synth --dtype "$dtype" "$work/$dtype"; done
 synth --dtype bf16 --delta-net "$work/delta-net"
 
 bench bf16 --model "$work/bf16" --batch 1,4,16 --position 1000,1000000 --prompt 512,2048
-bench int8 --model "$work/int8" --against "$work/bf16" --batch 1,16 --position 1000 --prompt 2048
-bench int4 --model "$work/int4" --against "$work/bf16" --batch 1,16 --position 1000 --prompt 2048
+bench int8 --model "$work/int8" --against "$work/bf16" --batch 1,16 --position 1000 --prompt 2048 --no-engine
+bench int4 --model "$work/int4" --against "$work/bf16" --batch 1,16 --position 1000 --prompt 2048 --no-engine
 bench osdn-against-delta-net --model "$work/bf16" --against "$work/delta-net" \
-  --batch 1,16 --position 1000 --prompt 2048
+  --batch 1,16 --position 1000 --prompt 2048 --no-engine
 python3 tests/bench_table.py "$work"/{bf16,int8,int4,osdn-against-delta-net}.json

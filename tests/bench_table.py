@@ -48,6 +48,10 @@ def rows(bf16: dict, int8: dict, int4: dict, plain: dict) -> list[tuple[str, str
         late = case(bf16, "decode", batch=batch, position=1000000)
         found.append((f"decode latency at position 1,000,000 against 1,000, batch {batch}",
                       f"{late['latency_vs_first_position']:.3f}", "1.00 +- 0.02"))
+    for sampling in ("greedy", "top_k 40", "top_p 0.9"):
+        engine = case(bf16, "engine", batch=16, sampling=sampling)
+        found.append((f"engine's step at batch 16, {sampling}: all but the forward pass",
+                      percent(engine["overhead_share"]), "< 3%"))
     for run in (bf16, int8, int4):
         found.append((f"load to first token, {run['dtype']} (checksums add "
                       f"{run['checksum_seconds']:.2f} s)", f"{run['first_token_seconds']:.2f} s",

@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "engine/tensor_specs.h"
 #include "kernels/cpu/ceilings.h"
+#include "tools/bench_engine.h"
 #include "tools/model_runner.h"
 #include "tools/process_memory.h"
 
@@ -166,6 +167,7 @@ class Bench {
       if (absl::Status s = PrefillCases(round); !s.ok()) return s;
     }
     if (absl::Status s = Breakdowns(); !s.ok()) return s;
+    if (absl::Status s = EngineCases(); !s.ok()) return s;
     return std::move(result_);
   }
 
@@ -368,6 +370,40 @@ class Bench {
       SetOps(std::move(times), *seconds, &result);
     }
     return absl::OkStatus();
+  }
+
+  // Last, without the models above: it loads its own.
+  absl::Status EngineCases() {
+    if (!options_.engine) return absl::OkStatus();
+    if (absl::Status s = Say("loading the engine"); !s.ok()) return s;
+    subject_.reset();
+    against_.reset();
+    absl::StatusOr<std::unique_ptr<EngineBench>> bench = EngineBench::Create(options_);
+    if (!bench.ok()) return bench.status();
+    result_.engine = EngineBench::Cases(options_);
+    for (int repeat = 0; repeat < options_.repeats; ++repeat) {
+      for (EngineCase& measured : result_.engine) {
+        absl::Status status =
+            Say(absl::StrCat("repeat ", repeat + 1, " of ", options_.repeats, ": engine, batch ",
+                             measured.batch, ", ", measured.sampling));
+        if (!status.ok()) return status;
+        status = (*bench)->Measure(EngineSteps(measured.batch), &measured);
+        if (!status.ok()) return status;
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  // As many as decode without the engine in the time that is wanted.
+  int64_t EngineSteps(int32_t batch) const {
+    constexpr double kMin = 16;
+    constexpr double kMax = 2000;
+    for (const CaseResult& result : result_.decode) {
+      if (result.batch != batch) continue;
+      return static_cast<int64_t>(
+          std::clamp(options_.seconds / Median(result.seconds), kMin, kMax));
+    }
+    return static_cast<int64_t>(kMin);
   }
 
   const BenchOptions& options_;

@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "engine/model_config.h"
+#include "engine/sampling_params.h"
 #include "kernels/backend.h"
 #include "tools/timed_backend.h"
 
@@ -28,6 +29,7 @@ struct BenchOptions {
       512;  // most prompt tokens a forward call, as the engine runs an idle server
   int repeats = 3;
   double seconds = 0.4;  // of decoding a case and repeat, about
+  bool engine = true;    // measure the engine's loop too
   // Of the ceilings: kernels::cpu::Ceilings::Options.
   int64_t read_buffer_bytes = int64_t{1} << 30;
   std::vector<int64_t> gemm_sizes = {1024, 2048, 3072};
@@ -64,6 +66,16 @@ struct CaseResult {
   std::optional<double> against_ratio() const;  // tokens/s of this model over the other's
 };
 
+// Decoding through the engine. Samples are in the order of the repeats; shares are of the step.
+struct EngineCase {
+  int32_t batch = 0;
+  std::string sampling;
+  SamplingParams params;
+  std::vector<double> seconds;   // a step
+  std::vector<double> overhead;  // all but the forward pass: the sum of the following
+  std::vector<double> plan, admit, results;  // as in StepTimes
+};
+
 struct BenchResult {
   ModelConfig config;
   std::string backend;      // Backend::Describe()
@@ -85,6 +97,7 @@ struct BenchResult {
 
   std::vector<CaseResult> decode;
   std::vector<CaseResult> prefill;
+  std::vector<EngineCase> engine;
 };
 
 using BenchProgress = std::function<void(const std::string& what)>;

@@ -72,6 +72,10 @@ void AddBenchCommand(CLI::App& app, Action* action) {
                    "Buffer of the read bandwidth; should not fit in the last-level cache")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
       ->capture_default_str();
+  bool* engine = &options.engine;
+  command->add_flag_callback(
+      "--no-engine", [engine] { *engine = false; },
+      "Not the engine's loop: what it costs beside the model");
   command->add_flag("--json", flags->json, "As one JSON object");
   AddBackendFlags(command, &options.backend);
   command->callback([flags, action] { *action = [flags] { return RunBenchCommand(*flags); }; });

@@ -101,6 +101,21 @@ void AppendLoad(const BenchResult& result, std::string* text) {
                         static_cast<double>(result.state_bytes_per_sequence) / kMega);
 }
 
+void AppendEngine(const BenchResult& result, std::string* text) {
+  if (result.engine.empty()) return;
+  absl::StrAppendFormat(text, "\n%-8s%-10s%-12s%10s%11s%12s%8s%8s%9s\n", "engine", "batch",
+                        "sampling", "tokens/s", "ms a step", "not model", "plan", "slots",
+                        "results");
+  for (const EngineCase& c : result.engine) {
+    constexpr double kMilliseconds = 1e3;
+    absl::StrAppendFormat(text, "%-8s%-10d%-12s%10.1f%11.3f%12s%8s%8s%9s\n", "", c.batch,
+                          c.sampling, c.batch / Median(c.seconds),
+                          Median(c.seconds) * kMilliseconds, Percent(Median(c.overhead)),
+                          Percent(Median(c.plan)), Percent(Median(c.admit)),
+                          Percent(Median(c.results)));
+  }
+}
+
 }  // namespace
 
 std::string BenchToText(const BenchResult& result) {
@@ -128,6 +143,7 @@ std::string BenchToText(const BenchResult& result) {
     absl::StrAppendFormat(&text, "%-8s%-10d%12.1f%16s%s\n", "", c.prompt, c.tokens_per_s(),
                           Percent(c.fraction()), AgainstText(c));
   }
+  AppendEngine(result, &text);
   absl::StrAppend(&text, "\nby op\n");
   for (const CaseResult& c : result.decode) {
     absl::StrAppendFormat(&text, "  decode, batch %d, position %d: %s\n", c.batch, c.position,
@@ -183,6 +199,17 @@ std::string BenchToJson(const BenchResult& result) {
                   {"outside_ops_share", c.outside_ops}};
     AddAgainst(c, &entry);
     root["prefill"].push_back(std::move(entry));
+  }
+  root["engine"] = Json::array();
+  for (const EngineCase& c : result.engine) {
+    root["engine"].push_back({{"batch", c.batch},
+                              {"sampling", c.sampling},
+                              {"tokens_per_s", c.batch / Median(c.seconds)},
+                              {"seconds_per_step", c.seconds},
+                              {"overhead_share", Median(c.overhead)},
+                              {"plan_share", Median(c.plan)},
+                              {"admit_share", Median(c.admit)},
+                              {"results_share", Median(c.results)}});
   }
   // Names come from a file and may hold bytes that are not UTF-8: replaced rather than thrown at.
   return root.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";

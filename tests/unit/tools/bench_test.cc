@@ -118,6 +118,23 @@ TEST_F(BenchTest, JsonHasTheFieldsThatOthersRead) {
   EXPECT_GT(root["prefill"][0]["gemm_fraction"].get<double>(), 0);
 }
 
+TEST_F(BenchTest, TheEnginesOverheadIsItsPhases) {
+  options_.prompts = {};
+  const json root = RunToJson();
+  ASSERT_EQ(root["engine"].size(), 2U * 3U) << "batches by kinds of sampling";
+  for (const json& entry : root["engine"]) {
+    EXPECT_EQ(entry["seconds_per_step"].size(), 2U);
+    EXPECT_GT(entry["tokens_per_s"].get<double>(), 0);
+    EXPECT_GT(entry["overhead_share"].get<double>(), 0);
+    EXPECT_LT(entry["overhead_share"].get<double>(), 1);
+    EXPECT_GT(entry["results_share"].get<double>(), 0);
+    EXPECT_LE(entry["results_share"], entry["overhead_share"]);
+  }
+  EXPECT_EQ(root["engine"][5]["sampling"], "top_p 0.9");
+  options_.engine = false;
+  EXPECT_TRUE(RunToJson()["engine"].empty());
+}
+
 TEST_F(BenchTest, OpsAddUpToThePass) {
   const json root = RunToJson();
   for (const char* kind : {"decode", "prefill"}) {
