@@ -367,8 +367,7 @@ Ending EngineLoop::LeaveState(Sequence* sequence, const Ending& ending,
             absl::InternalError("the state at the end is not finite and is not kept")};
   }
   image->position = sequence->position();
-  const bool goes_on_from_logits =
-      ending.reason == FinishReason::kStop || !sequence->has_sampled();
+  const bool goes_on_from_logits = ending.reason == FinishReason::kStop || !sequence->has_sampled();
   if (goes_on_from_logits) image->logits.assign(logits.begin(), logits.end());
   sequence->LeaveState(ending.reason, std::move(image));
   return ending;
@@ -467,8 +466,7 @@ Sequence* EngineLoop::FindRunning(uint64_t id) const {
 
 void EngineLoop::PublishRunning() {
   const auto swapped = static_cast<int64_t>(swapped_.size());
-  mailbox_->SetRunning(static_cast<int64_t>(running_.size()) + swapped, swapped,
-                       slots_.used());
+  mailbox_->SetRunning(static_cast<int64_t>(running_.size()) + swapped, swapped, slots_.used());
   mailbox_->SetPrefixCache(prefix_reuse_.stats());
 }
 

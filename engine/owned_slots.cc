@@ -46,12 +46,12 @@ absl::Status OwnedSlots::Check(SlotRef ref) {
   }
   const uint64_t tag = owner(ref.slot);
   Quarantine(ref.slot);
-  return absl::InternalError(absl::StrCat(
-      "slot ", ref.slot, " is not sequence ", ref.owner, "'s but ",
-      tag == kFree          ? std::string("nobody's")
-      : tag == kQuarantined ? std::string("quarantined")
-                            : absl::StrCat("sequence ", tag, "'s"),
-      ": it is taken out of use"));
+  return absl::InternalError(
+      absl::StrCat("slot ", ref.slot, " is not sequence ", ref.owner, "'s but ",
+                   tag == kFree          ? std::string("nobody's")
+                   : tag == kQuarantined ? std::string("quarantined")
+                                         : absl::StrCat("sequence ", tag, "'s"),
+                   ": it is taken out of use"));
 }
 
 absl::Status OwnedSlots::Release(SlotRef ref) {

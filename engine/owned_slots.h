@@ -35,8 +35,8 @@ class OwnedSlots {
   // A slot in its initial state, `owner`'s from now on. INTERNAL when there is none; the backend's
   // errors.
   absl::StatusOr<int32_t> Acquire(uint64_t owner);
-  // Wipes the slot and gives it back. On an error it is quarantined; one that is already stays as it
-  // is, and that is no new error.
+  // Wipes the slot and gives it back. On an error it is quarantined; one that is already stays as
+  // it is, and that is no new error.
   absl::Status Release(SlotRef ref);
   // INTERNAL, and the slot is quarantined, unless it is the owner's.
   absl::Status Check(SlotRef ref);

@@ -206,9 +206,9 @@ absl::Status CheckIdentity(Description* description, const StateIdentity& want, 
   const auto differs = [](const char* what, const std::string& got, const std::string& wanted) {
     // What a blob says of itself may be anything.
     constexpr size_t kMost = 100;
-    return absl::FailedPreconditionError(
-        absl::StrCat("state blob: made under ", what, " ", absl::CHexEscape(got.substr(0, kMost)),
-                     ", this server has ", wanted));
+    return absl::FailedPreconditionError(absl::StrCat("state blob: made under ", what, " ",
+                                                      absl::CHexEscape(got.substr(0, kMost)),
+                                                      ", this server has ", wanted));
   };
   if (model_id != want.model_id) return differs("model id", model_id, want.model_id);
   if (dtype != want.dtype) return differs("state dtype", dtype, want.dtype);

@@ -108,8 +108,8 @@ absl::Status StateStore::Told(absl::string_view what, const StateRecord& record,
   }
   // ENOSPC, EDQUOT and the like.
   if (absl::IsResourceExhausted(status)) {
-    return absl::ResourceExhaustedError(absl::StrCat("the state could not be ", what,
-                                                     ": the server has no room left for it"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the state could not be ", what, ": the server has no room left for it"));
   }
   return absl::InternalError(
       absl::StrCat("the state could not be ", what, ": the server's log says why"));

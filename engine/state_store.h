@@ -56,7 +56,8 @@ std::unique_ptr<StateStorage> MakeMemoryStorage();
 // another has it. Else the errors of the file system, naming the path.
 absl::StatusOr<std::unique_ptr<StateStorage>> MakeDiskStorage(const std::string& dir);
 
-// Thread-safe; may wait for the disk. Errors are for clients: what the storage said goes to the log.
+// Thread-safe; may wait for the disk. Errors are for clients: what the storage said goes to the
+// log.
 class StateStore {
  public:
   struct Options {
@@ -79,8 +80,8 @@ class StateStore {
                                                             Clock clock, Report report);
 
   // Keeps `blob` under a new id; id, bytes and created of `record` are set here, and expires to
-  // `ttl` (zero: the store's) from now. RESOURCE_EXHAUSTED over a quota (nothing else is evicted for
-  // it) or when the disk is full, INTERNAL when it fails.
+  // `ttl` (zero: the store's) from now. RESOURCE_EXHAUSTED over a quota (nothing else is evicted
+  // for it) or when the disk is full, INTERNAL when it fails.
   absl::StatusOr<StateRecord> Put(StateRecord record, absl::Duration ttl, absl::string_view blob);
 
   // NOT_FOUND for what is not there, has expired or is another owner's; INTERNAL when the disk
@@ -93,8 +94,8 @@ class StateStore {
   std::vector<StateRecord> List(absl::string_view owner, absl::string_view after, size_t limit);
 
   // Removes what has expired. What cannot be removed counts on, and is tried again by a call that
-  // comes a minute later or more. Put sweeps too; for the rest of the time somebody should call this
-  // now and then. Costs next to nothing when there is nothing to do.
+  // comes a minute later or more. Put sweeps too; for the rest of the time somebody should call
+  // this now and then. Costs next to nothing when there is nothing to do.
   void Sweep();
   Usage usage() const;
   const Options& options() const { return options_; }
@@ -119,7 +120,7 @@ class StateStore {
   std::map<std::string, StateRecord, std::less<>> records_;  // by id
   std::set<std::pair<absl::Time, std::string>> expiry_;      // of each of them, with its id
   absl::Time next_sweep_ = absl::InfinitePast();
-  Usage usage_;                                              // with what is being written
+  Usage usage_;  // with what is being written
 };
 
 }  // namespace osdn

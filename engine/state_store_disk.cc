@@ -169,8 +169,7 @@ class DirectoryLock {
 
 class DiskStorage final : public StateStorage {
  public:
-  DiskStorage(std::string dir, DirectoryLock lock)
-      : dir_(std::move(dir)), lock_(std::move(lock)) {}
+  DiskStorage(std::string dir, DirectoryLock lock) : dir_(std::move(dir)), lock_(std::move(lock)) {}
 
   absl::Status Write(const StateRecord& record, absl::string_view blob) override {
     const std::string path = Path(record.id);

@@ -106,7 +106,8 @@ absl::StatusOr<std::shared_ptr<const SequenceSnapshot>> StateAccess::Load(
     }
     case v1::StateOptions::kStateBlob:
       blob = options.state_blob();
-      if (absl::Status s = transit_.Add(static_cast<int64_t>(blob.size()), &hold); !s.ok()) return s;
+      if (absl::Status s = transit_.Add(static_cast<int64_t>(blob.size()), &hold); !s.ok())
+        return s;
       break;
     case v1::StateOptions::FROM_NOT_SET:
       return nullptr;

@@ -30,8 +30,8 @@ class StateAccess {
   // Unsigned and gone with the process.
   static std::unique_ptr<StateAccess> InMemory(StateIdentity identity);
 
-  // What `options.from` names or carries; null when it does neither. Holds its bytes of transit() as
-  // long as it lives. NOT_FOUND, RESOURCE_EXHAUSTED, and DecodeSnapshot's errors.
+  // What `options.from` names or carries; null when it does neither. Holds its bytes of transit()
+  // as long as it lives. NOT_FOUND, RESOURCE_EXHAUSTED, and DecodeSnapshot's errors.
   absl::StatusOr<std::shared_ptr<const SequenceSnapshot>> Load(const v1::StateOptions& options);
 
   struct Left {

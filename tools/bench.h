@@ -71,8 +71,8 @@ struct EngineCase {
   int32_t batch = 0;
   std::string sampling;
   SamplingParams params;
-  std::vector<double> seconds;   // a step
-  std::vector<double> overhead;  // all but the forward pass: the sum of the following
+  std::vector<double> seconds;               // a step
+  std::vector<double> overhead;              // all but the forward pass: the sum of the following
   std::vector<double> plan, admit, results;  // as in StepTimes
 };
 

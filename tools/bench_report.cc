@@ -108,11 +108,10 @@ void AppendEngine(const BenchResult& result, std::string* text) {
                         "results");
   for (const EngineCase& c : result.engine) {
     constexpr double kMilliseconds = 1e3;
-    absl::StrAppendFormat(text, "%-8s%-10d%-12s%10.1f%11.3f%12s%8s%8s%9s\n", "", c.batch,
-                          c.sampling, c.batch / Median(c.seconds),
-                          Median(c.seconds) * kMilliseconds, Percent(Median(c.overhead)),
-                          Percent(Median(c.plan)), Percent(Median(c.admit)),
-                          Percent(Median(c.results)));
+    absl::StrAppendFormat(
+        text, "%-8s%-10d%-12s%10.1f%11.3f%12s%8s%8s%9s\n", "", c.batch, c.sampling,
+        c.batch / Median(c.seconds), Median(c.seconds) * kMilliseconds, Percent(Median(c.overhead)),
+        Percent(Median(c.plan)), Percent(Median(c.admit)), Percent(Median(c.results)));
   }
 }
 

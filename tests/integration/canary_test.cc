@@ -125,10 +125,9 @@ class TapeExecutor final : public StepExecutor {
       }
     }
     std::fill(logits.begin(), logits.end(), 0.0F);
-    const size_t said = secrets.empty()
-                            ? 0
-                            : static_cast<size_t>(secrets[static_cast<size_t>(turn) %
-                                                          secrets.size()]);
+    const size_t said =
+        secrets.empty() ? 0
+                        : static_cast<size_t>(secrets[static_cast<size_t>(turn) % secrets.size()]);
     logits[said] = 80.0F;
   }
 

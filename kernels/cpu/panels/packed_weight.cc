@@ -184,8 +184,7 @@ void PackedWeight::ReadRow(int64_t row, float* y) const {
       return;
     }
     case DType::kI4: {
-      const auto* scales =
-          static_cast<const uint16_t*>(source_.scales) + row * Int4Groups(in);
+      const auto* scales = static_cast<const uint16_t*>(source_.scales) + row * Int4Groups(in);
       for (int64_t begin = 0; begin < in; begin += kInt4Group) {
         float scale = 0;
         WidenBf16(scales + begin / kInt4Group, 1, &scale);

@@ -53,9 +53,9 @@ class StateStoreTest : public ::testing::TestWithParam<bool> {
   }
   std::unique_ptr<StateStore> Open(StateStore::Options options,
                                    std::unique_ptr<StateStorage> storage) {
-    auto store = StateStore::Create(
-        options, std::move(storage), Now,
-        [this](const std::string& problem) { problems_.push_back(problem); });
+    auto store =
+        StateStore::Create(options, std::move(storage), Now,
+                           [this](const std::string& problem) { problems_.push_back(problem); });
     EXPECT_TRUE(store.ok()) << store.status();
     return *std::move(store);
   }

@@ -67,6 +67,7 @@ class BenchTest : public testing::Test {
     options_.seconds = 0.01;
     options_.read_buffer_bytes = 1 << 20;
     options_.gemm_sizes = {128};
+    options_.engine = false;
   }
 
   std::string Convert(const std::string& golden, kernels::DType dtype) {
@@ -116,10 +117,12 @@ TEST_F(BenchTest, JsonHasTheFieldsThatOthersRead) {
   ASSERT_EQ(root["prefill"].size(), 1U);
   EXPECT_EQ(root["prefill"][0]["prompt"], 70);
   EXPECT_GT(root["prefill"][0]["gemm_fraction"].get<double>(), 0);
+  EXPECT_TRUE(root["engine"].empty()) << "not asked for";
 }
 
 TEST_F(BenchTest, TheEnginesOverheadIsItsPhases) {
   options_.prompts = {};
+  options_.engine = true;
   const json root = RunToJson();
   ASSERT_EQ(root["engine"].size(), 2U * 3U) << "batches by kinds of sampling";
   for (const json& entry : root["engine"]) {
@@ -131,8 +134,6 @@ TEST_F(BenchTest, TheEnginesOverheadIsItsPhases) {
     EXPECT_LE(entry["results_share"], entry["overhead_share"]);
   }
   EXPECT_EQ(root["engine"][5]["sampling"], "top_p 0.9");
-  options_.engine = false;
-  EXPECT_TRUE(RunToJson()["engine"].empty());
 }
 
 TEST_F(BenchTest, OpsAddUpToThePass) {
