@@ -29,8 +29,7 @@ OSDN_DEVICE void LoadKappa(const ChunkArgs& args, const ChunkPlan& chunk, int he
   const int row = ThreadIndex() / 2;
   const int half = ThreadIndex() % 2;
   const int64_t token = chunk.row + row;
-  const uint32_t* k =
-      Words(args.k + (token * args.heads + head) * kK) + half * (kK / 4);
+  const uint32_t* k = Words(args.k + (token * args.heads + head) * kK) + half * (kK / 4);
   uint32_t* kappa = Words(shared->kappa + row * TileStride(kK)) + half * (kK / 4);
   const bool valid = row < chunk.rows;
   float norm = 0.0F;
@@ -127,8 +126,8 @@ OSDN_DEVICE void GramBody(const ChunkArgs& args, unsigned char* memory) {
   const bool decays = args.log_alpha != nullptr;
   LoadKappa(args, chunk, head, shared);
   if (decays && Warp() == 0) {
-    PrefixLogAlpha(args.log_alpha + static_cast<int64_t>(chunk.row) * args.heads + head,
-                   args.heads, chunk.rows, shared->decay);
+    PrefixLogAlpha(args.log_alpha + static_cast<int64_t>(chunk.row) * args.heads + head, args.heads,
+                   chunk.rows, shared->decay);
   }
   SyncThreads();
   ComputeGram(decays, args.precond.anchor, shared);

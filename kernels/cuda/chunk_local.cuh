@@ -129,8 +129,8 @@ OSDN_DEVICE void ComputeScores(const ChunkArgs& args, const ChunkPlan& chunk, in
 
 // The warp's 16 rows of scale * T X into `out`, X being a tile that other warps read too.
 template <int kColumns>
-OSDN_DEVICE void MultiplyByT(const Bf16* t, const ChunkPlan& chunk, float scale, Bf16* x,
-                             Bf16* out, int64_t out_stride) {
+OSDN_DEVICE void MultiplyByT(const Bf16* t, const ChunkPlan& chunk, float scale, Bf16* x, Bf16* out,
+                             int64_t out_stride) {
   const int first = 16 * Warp();
   float product[kColumns / 8][4] = {};
   for (int k = 0; k <= first; k += 16) {

@@ -2,8 +2,8 @@
 //   s = s0 + W_d e;  y_j = L[end, j] c_j (1 - beta_j s_j);  e <- A_end e + kappa^T y
 //
 // The clip. No d of the chunk leaves [d_min, d_max] if a bound of each entry over the chunk stays
-// inside: e plus all growth, e plus all decline, decay taken at its most and at its least. Where the
-// bound does not hold the chunk is redone token by token with the clip, and its write keys are
+// inside: e plus all growth, e plus all decline, decay taken at its most and at its least. Where
+// the bound does not hold the chunk is redone token by token with the clip, and its write keys are
 // written here. The bound is safe and nearly always tight (a chunk moves d by about 64 eta / K), so
 // the answer is exact either way.
 #ifndef OSDN_KERNELS_CUDA_CHUNK_PRECOND_CUH_
@@ -21,10 +21,10 @@ struct PrecondShared {
   static constexpr int kGroups = kPrecondThreads / kPairs;  // of rows
 
   float e[kK];
-  float sums[kTileRows + 1];  // of log alpha
-  float y[kTileRows];         // what each token adds, decayed to the chunk's end
-  float growth[kTileRows];    // undecayed, where positive
-  float decline[kTileRows];   // where negative
+  float sums[kTileRows + 1];      // of log alpha
+  float y[kTileRows];             // what each token adds, decayed to the chunk's end
+  float growth[kTileRows];        // undecayed, where positive
+  float decline[kTileRows];       // where negative
   float partial[kGroups][3][kK];  // e's change, by growth, by decline
 };
 
@@ -67,8 +67,7 @@ OSDN_DEVICE void ReadAhead(const ChunkArgs& args, const ChunkPlan& chunk, int he
                       pair;
   OSDN_UNROLL
   for (int i = 0; i < PrecondInputs<kK>::kRows; ++i) {
-    inputs->k[i] =
-        first + i < chunk.rows ? k[static_cast<int64_t>(i) * args.heads * (kK / 2)] : 0U;
+    inputs->k[i] = first + i < chunk.rows ? k[static_cast<int64_t>(i) * args.heads * (kK / 2)] : 0U;
   }
 }
 

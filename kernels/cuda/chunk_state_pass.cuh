@@ -3,9 +3,9 @@
 //
 // The rows of S (one a value channel) never meet: a warp keeps 16 of them, [16, K] float32, in
 // registers for the whole span and computes everything transposed (U^T, O^T [16, 64]), since the
-// accumulators of one product are then the left operand of the next as they lie, with no way through
-// shared memory and nothing to wait for from other warps. The operands all warps of a block share
-// (W, Q, Kt, P and U0's columns) come in by cp.async, kStages - 1 chunks ahead.
+// accumulators of one product are then the left operand of the next as they lie, with no way
+// through shared memory and nothing to wait for from other warps. The operands all warps of a block
+// share (W, Q, Kt, P and U0's columns) come in by cp.async, kStages - 1 chunks ahead.
 #ifndef OSDN_KERNELS_CUDA_CHUNK_STATE_PASS_CUH_
 #define OSDN_KERNELS_CUDA_CHUNK_STATE_PASS_CUH_
 
@@ -36,9 +36,8 @@ OSDN_DEVICE void LoadStage(const ChunkArgs& args, const ChunkPlan& chunk, int he
       chunk.rows, stage->u);
   LoadTileAsync<kK, kThreads>(args.kt + row * kK, key_stride, chunk.rows, stage->kt);
   LoadTileAsync<kK, kThreads>(args.q + row * kK, key_stride, chunk.rows, stage->q);
-  LoadTileAsync<kTileRows, kThreads>(args.p + row * kTileRows,
-                                     static_cast<int64_t>(args.heads) * kTileRows, chunk.rows,
-                                     stage->p);
+  LoadTileAsync<kTileRows, kThreads>(
+      args.p + row * kTileRows, static_cast<int64_t>(args.heads) * kTileRows, chunk.rows, stage->p);
 }
 
 // The warp's rows of S, as accumulators of [16, 8] tiles over the keys.
@@ -55,8 +54,8 @@ OSDN_DEVICE void MoveState(float* slot, bool load, StateTiles<kK>& s) {
         float first;
         float second;
       };
-      auto* at = reinterpret_cast<Pair*>(slot + AccumulatorRow(i) * kK + 8 * n +
-                                         AccumulatorColumn(0));
+      auto* at =
+          reinterpret_cast<Pair*>(slot + AccumulatorRow(i) * kK + 8 * n + AccumulatorColumn(0));
       if (load) {
         const Pair pair = *at;
         s[n][i] = pair.first;
@@ -85,9 +84,9 @@ OSDN_DEVICE void ReadState(const StateTiles<kK>& s, const StateStage<kK, kWarps>
   OSDN_UNROLL
   for (int t = 0; t < kTileRows; t += 16) {
     uint32_t pairs[4];  // tiles (t, v), (t, v + 8), (t + 8, v), (t + 8, v + 8)
-    LoadMatricesTransposed(pairs, stage.u + (t + matrix / 2 * 8 + Lane() % 8) *
-                                                TileStride(kStateRows * kWarps) +
-                                      kStateRows * Warp() + matrix % 2 * 8);
+    LoadMatricesTransposed(
+        pairs, stage.u + (t + matrix / 2 * 8 + Lane() % 8) * TileStride(kStateRows * kWarps) +
+                   kStateRows * Warp() + matrix % 2 * 8);
     OSDN_UNROLL
     for (int i = 0; i < 4; ++i) {
       u[t / 8 + i / 2][i % 2 * 2] = LowBf16(pairs[i]);
@@ -149,7 +148,8 @@ OSDN_DEVICE void StoreOutputs(const float (&o)[8][4], int rows, int64_t value_st
   }
 }
 
-// Grid (spans, heads, value_dim / (16 kWarps)), kWarps * 32 threads; kStages stages of shared memory.
+// Grid (spans, heads, value_dim / (16 kWarps)), kWarps * 32 threads; kStages stages of shared
+// memory.
 template <int kK, int kWarps, int kStages>
 OSDN_DEVICE void StatePassBody(const ChunkArgs& args, int value_dim, unsigned char* memory) {
   auto* stages = reinterpret_cast<StateStage<kK, kWarps>*>(memory);
@@ -159,8 +159,7 @@ OSDN_DEVICE void StatePassBody(const ChunkArgs& args, int value_dim, unsigned ch
   const int value_stride = args.heads * value_dim;
   const int column = head * value_dim + first_value;
   const ChunkPlan* chunks = args.chunks + span.first_chunk;
-  float* slot =
-      args.s.at(span.slot) + (static_cast<int64_t>(column) + kStateRows * Warp()) * kK;
+  float* slot = args.s.at(span.slot) + (static_cast<int64_t>(column) + kStateRows * Warp()) * kK;
   StateTiles<kK> s;
   MoveState<kK>(slot, /*load=*/true, s);
   OSDN_UNROLL
@@ -189,9 +188,9 @@ OSDN_DEVICE void StatePassBody(const ChunkArgs& args, int value_dim, unsigned ch
     float o[8][4] = {};
     ReadState<kK, kWarps>(s, stage, u, o);
     WriteState<kK, kWarps>(u, stage, s, o);
-    StoreOutputs(o, chunks[i].rows, value_stride,
-                 args.o + static_cast<int64_t>(chunks[i].row) * value_stride + column +
-                     kStateRows * Warp());
+    StoreOutputs(
+        o, chunks[i].rows, value_stride,
+        args.o + static_cast<int64_t>(chunks[i].row) * value_stride + column + kStateRows * Warp());
   }
   MoveState<kK>(slot, /*load=*/false, s);
 }

@@ -1,7 +1,8 @@
 // Tiles of 64 rows in shared memory and the matrix fragments taken from them.
 //
-// A tile has kChunk rows of bfloat16 with 8 elements of padding each: rows then start 4 banks apart,
-// so that the eight rows of an ldmatrix meet 32 different banks. Fragment layouts: primitives.cuh.
+// A tile has kChunk rows of bfloat16 with 8 elements of padding each: rows then start 4 banks
+// apart, so that the eight rows of an ldmatrix meet 32 different banks. Fragment layouts:
+// primitives.cuh.
 #ifndef OSDN_KERNELS_CUDA_CHUNK_TILES_CUH_
 #define OSDN_KERNELS_CUDA_CHUNK_TILES_CUH_
 
@@ -59,8 +60,7 @@ OSDN_DEVICE void LoadB(const Bf16* tile, int stride, int n, int k, uint32_t (&b)
 // The same of a tile stored [k][n].
 OSDN_DEVICE void LoadBTransposed(const Bf16* tile, int stride, int k, int n, uint32_t (&b)[4]) {
   const int matrix = Lane() / 8;
-  LoadMatricesTransposed(b,
-                         tile + (k + matrix % 2 * 8 + Lane() % 8) * stride + n + matrix / 2 * 8);
+  LoadMatricesTransposed(b, tile + (k + matrix % 2 * 8 + Lane() % 8) * stride + n + matrix / 2 * 8);
 }
 
 // Where element i of an accumulator of the [16, 8] tile at (0, 0) lies.
@@ -186,9 +186,9 @@ OSDN_DEVICE void StoreOffDiagonal(const float (&z)[2][4], int row, int column, f
   }
 }
 
-// x [64, kInverseStride]: below the diagonal M, becomes (I + M)^-1 on and below the diagonal; what is
-// above is neither read nor written outside the 16x16 blocks on the diagonal, where it becomes zero.
-// By 4 warps; the caller synchronises before and after.
+// x [64, kInverseStride]: below the diagonal M, becomes (I + M)^-1 on and below the diagonal; what
+// is above is neither read nor written outside the 16x16 blocks on the diagonal, where it becomes
+// zero. By 4 warps; the caller synchronises before and after.
 OSDN_DEVICE void InvertUnitLower(float* x) {
   const int w = Warp();
   InvertDiagonalBlock(x, w);

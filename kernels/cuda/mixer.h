@@ -1,8 +1,8 @@
 // Everything of a block's token mixer between the projections and o_proj, as few launches:
 // short convolutions, activation and norm of q and k, gates, the OSDN recurrence, output norm and
-// output gate. Decode rows take one launch (mixer_decode.cu); prefill spans go chunkwise
-// (mixer_prefill.cu). The Backend ops Mixer, and nothing else, use the same recurrence kernels with
-// `fused` off.
+// output gate. Decode rows take one launch (mixer_recurrent.cuh); prefill spans go chunkwise
+// (chunk_*.cuh), or token by token in float32. The Backend op Mixer uses the same recurrence
+// kernels with `fused` off.
 #ifndef OSDN_KERNELS_CUDA_MIXER_H_
 #define OSDN_KERNELS_CUDA_MIXER_H_
 
@@ -43,14 +43,26 @@ struct MixerCoreArgs {
   void* o = nullptr;  // [rows, heads * V]
 };
 
+// Where and how to launch.
+struct MixerResources {
+  void* workspace = nullptr;  // MixerWorkspaceBytes; only of prefill with `fused`
+  int multiprocessors = 0;
+  cudaStream_t stream = nullptr;
+  bool overlap = false;  // launch.cuh
+};
+
+// Whether there are kernels for `fused` calls of these head sizes and this convolution; where not,
+// composed layers do it op by op.
+bool FusesMixer(const LayerSpec& spec);
+
 // Device memory that LaunchMixer wants beside its arguments, for batches of at most `max_rows`
 // rows.
 size_t MixerWorkspaceBytes(const LayerSpec& spec, ActivationType type, int64_t max_rows);
 
-// Enqueues the batch's decode rows and prefill spans. INTERNAL when a launch fails;
-// INVALID_ARGUMENT for shapes the kernels do not have (K above 256, say).
-absl::Status LaunchMixer(const LayerSpec& spec, const MixerCoreArgs& args, void* workspace,
-                         cudaStream_t stream);
+// Enqueues the batch's decode rows and prefill spans. Without `fused` any K and V, float32 only.
+// INTERNAL when a launch fails; INVALID_ARGUMENT for what there is no kernel for.
+absl::Status LaunchMixer(const LayerSpec& spec, const MixerCoreArgs& args,
+                         const MixerResources& resources);
 
 }  // namespace osdn::kernels::cuda
 

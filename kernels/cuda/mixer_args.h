@@ -13,8 +13,8 @@ namespace osdn::kernels::cuda {
 struct Bf16;
 
 // The two phases of chunkwise prefill (docs/model.md section 2) over all chunks of a batch. All
-// matrices have one row a token and are indexed by the packed row, so that none depends on how spans
-// fall into chunks, except those said to be a chunk's. Gates and norms are applied already.
+// matrices have one row a token and are indexed by the packed row, so that none depends on how
+// spans fall into chunks, except those said to be a chunk's. Gates and norms are applied already.
 struct ChunkArgs {
   const ChunkPlan* chunks = nullptr;
   const SpanPlan* spans = nullptr;
@@ -54,16 +54,16 @@ struct ConvArgs {
 // From projections to what the recurrence takes, and from its output to what o_proj takes.
 struct InputArgs {
   int32_t heads = 0;
-  int32_t taps = 0;  // 0: no convolution
+  int32_t taps = 0;                           // 0: no convolution
   Activation activation = Activation::kSilu;  // of q and k; v has SiLU
   QkNorm norm = QkNorm::kL2;
   float q_scale = 1;
   float beta_scale = 1;
   ConvArgs conv_q;  // [heads * K]
   ConvArgs conv_k;
-  ConvArgs conv_v;                   // [heads * V]
-  const float* beta = nullptr;       // [rows, heads]: b_proj x, or null: beta_scale
-  const float* log_alpha = nullptr;  // [rows, heads]: a_proj x, or null: alpha = 1
+  ConvArgs conv_v;                    // [heads * V]
+  const float* beta = nullptr;        // [rows, heads]: b_proj x, or null: beta_scale
+  const float* log_alpha = nullptr;   // [rows, heads]: a_proj x, or null: alpha = 1
   const float* alpha_bias = nullptr;  // [heads] or null
   float norm_eps = 0;
   const float* o_norm = nullptr;  // [V]

@@ -136,9 +136,7 @@ class ConvWindow {
     const int place = row - span_.row + taps_ - 1;
     OSDN_UNROLL
     for (int i = 0; i < kOwn; ++i) {
-      (*to)[i] = place < 0
-                     ? 0.0F
-                     : conv_.tail.at(span_.slot)[place * channels_ + channel_ + i];
+      (*to)[i] = place < 0 ? 0.0F : conv_.tail.at(span_.slot)[place * channels_ + channel_ + i];
     }
   }
 
@@ -190,8 +188,7 @@ OSDN_DEVICE void PrepareBody(const PrepareArgs<T>& args) {
   const int head = BlockIndexY();
   const InputArgs& input = args.input;
   if (ThreadIndex() < chunk.rows) {
-    const int64_t gate =
-        (static_cast<int64_t>(chunk.row) + ThreadIndex()) * input.heads + head;
+    const int64_t gate = (static_cast<int64_t>(chunk.row) + ThreadIndex()) * input.heads + head;
     args.beta_out[gate] = Beta(input, gate);
     if (input.log_alpha != nullptr) args.log_alpha_out[gate] = LogAlpha(input, gate, head);
   }
@@ -200,12 +197,12 @@ OSDN_DEVICE void PrepareBody(const PrepareArgs<T>& args) {
   const int end = chunk.row + chunk.rows;
   const int last = first + kRows < end ? first + kRows : end;
   if (first >= last) return;
-  PrepareRows<T, kK, InputKind::kQuery>(input, input.conv_q, args.q, args.q_out, span, head,
-                                        first, last);
+  PrepareRows<T, kK, InputKind::kQuery>(input, input.conv_q, args.q, args.q_out, span, head, first,
+                                        last);
   PrepareRows<T, kK, InputKind::kKey>(input, input.conv_k, args.k, args.k_out, span, head, first,
                                       last);
-  PrepareRows<T, kV, InputKind::kValue>(input, input.conv_v, args.v, args.v_out, span, head,
-                                        first, last);
+  PrepareRows<T, kV, InputKind::kValue>(input, input.conv_v, args.v, args.v_out, span, head, first,
+                                        last);
 }
 
 // o = rmsnorm(o) * weight (* silu(gate)) of the warp's rows.
@@ -216,8 +213,7 @@ OSDN_DEVICE void NormaliseOutputs(const PrepareArgs<T>& args, int head, int firs
   float weight[kOwn];
   LoadPack<float, kOwn>(input.o_norm + Lane() * kOwn, weight);
   for (int row = first; row < last; ++row) {
-    const int64_t place =
-        (static_cast<int64_t>(row) * input.heads + head) * kV + Lane() * kOwn;
+    const int64_t place = (static_cast<int64_t>(row) * input.heads + head) * kV + Lane() * kOwn;
     float o[kOwn];
     LoadPack<T, kOwn>(args.o + place, o);
     float sum = 0.0F;

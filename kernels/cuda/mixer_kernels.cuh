@@ -16,6 +16,7 @@ template <int kK>
 struct GramKernel {
   using Args = ChunkArgs;
   static constexpr int kThreads = kGramThreads;
+  static constexpr int kMinBlocks = 1;
   static constexpr size_t kSharedBytes = sizeof(GramShared<kK>);
   static OSDN_DEVICE void Run(const Args& args, unsigned char* shared) {
     GramBody<kK>(args, shared);
@@ -26,6 +27,7 @@ template <int kK>
 struct PrecondKernel {
   using Args = ChunkArgs;
   static constexpr int kThreads = kPrecondThreads;
+  static constexpr int kMinBlocks = 1;
   static constexpr size_t kSharedBytes = sizeof(PrecondShared<kK>);
   static OSDN_DEVICE void Run(const Args& args, unsigned char* shared) {
     PrecondBody<kK>(args, shared);
@@ -36,6 +38,7 @@ template <int kK, int kV>
 struct LocalKernel {
   using Args = ChunkArgs;
   static constexpr int kThreads = kLocalThreads;
+  static constexpr int kMinBlocks = 1;
   static constexpr size_t kSharedBytes = sizeof(LocalShared<kK, kV>);
   static OSDN_DEVICE void Run(const Args& args, unsigned char* shared) {
     LocalBody<kK, kV>(args, shared);
@@ -48,6 +51,7 @@ struct StatePassKernel {
   // Two where they fit into the 227 KiB that a Hopper block may have.
   static constexpr int kStages = 2 * sizeof(StateStage<kK, kWarps>) <= 227 * 1024 ? 2 : 1;
   static constexpr int kThreads = kWarps * kWarp;
+  static constexpr int kMinBlocks = 1;
   static constexpr size_t kSharedBytes = kStages * sizeof(StateStage<kK, kWarps>);
   static OSDN_DEVICE void Run(const Args& args, unsigned char* shared) {
     StatePassBody<kK, kWarps, kStages>(args, kV, shared);
@@ -58,6 +62,7 @@ template <typename T, int kK, int kV>
 struct PrepareKernel {
   using Args = PrepareArgs<T>;
   static constexpr int kThreads = kInputThreads;
+  static constexpr int kMinBlocks = 1;
   static constexpr size_t kSharedBytes = 0;
   static OSDN_DEVICE void Run(const Args& args, unsigned char*) { PrepareBody<T, kK, kV>(args); }
 };
@@ -66,6 +71,7 @@ template <typename T, int kK, int kV>
 struct FinishKernel {
   using Args = PrepareArgs<T>;
   static constexpr int kThreads = kInputThreads;
+  static constexpr int kMinBlocks = 1;
   static constexpr size_t kSharedBytes = 0;
   static OSDN_DEVICE void Run(const Args& args, unsigned char*) { FinishBody<T, kK, kV>(args); }
 };
@@ -74,6 +80,7 @@ template <typename T, int kK, int kV>
 struct RecurrentKernel {
   using Args = RecurrentArgs<T>;
   static constexpr int kThreads = kRecurrentThreads;
+  static constexpr int kMinBlocks = 2;  // a multiprocessor: one's loads behind another's sums
   static constexpr size_t kSharedBytes = sizeof(RecurrentShared<kK, kV>);
   static OSDN_DEVICE void Run(const Args& args, unsigned char* shared) {
     RecurrentBody<T, kK, kV>(args, shared);
@@ -110,8 +117,8 @@ bool LaunchChunks(Launcher& launch, const DevicePlan& plan, int multiprocessors,
     if (!launch.template Launch<PrecondKernel<kK>>(spans, args)) return false;
   }
   if (!launch.template Launch<LocalKernel<kK, kV>>(chunks, args)) return false;
-  const int warps = StatePassWarps(static_cast<int64_t>(plan.num_spans) * args.heads, kV,
-                                   multiprocessors);
+  const int warps =
+      StatePassWarps(static_cast<int64_t>(plan.num_spans) * args.heads, kV, multiprocessors);
   const Grid states = {plan.num_spans, args.heads, kV / (kStateRows * warps)};
   if (warps == 8) {
     if constexpr (kV % (kStateRows * 8) == 0) {

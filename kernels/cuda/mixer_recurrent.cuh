@@ -2,8 +2,8 @@
 // launch, and float32 prefill. One block a row (or span) and head.
 //
 // Eight lanes share a row of S and read it by 16 bytes each: 128 bytes in a piece. S goes through
-// registers once a token: read, S k and S q, rank-1 update, written. Sums over K are computed by each
-// warp for itself, so that a token needs two barriers.
+// registers once a token: read, S k and S q, rank-1 update, written. Sums over K are computed by
+// each warp for itself, so that a token needs two barriers.
 #ifndef OSDN_KERNELS_CUDA_MIXER_RECURRENT_CUH_
 #define OSDN_KERNELS_CUDA_MIXER_RECURRENT_CUH_
 
@@ -52,8 +52,7 @@ OSDN_DEVICE HeadSums SumHead(const InputArgs& input, bool fused, bool enabled, c
   HeadSums sums = {1.0F, 1.0F, WarpSum(squares), WarpSum(s), WarpSum(q_kt)};
   if (!fused) return sums;
   sums.q_factor = QkFactor(input.norm, WarpSum(q_norm)) * input.q_scale;
-  sums.k_factor =
-      QkFactor(input.norm, input.norm == QkNorm::kL2 ? sums.key_norm : WarpSum(k_norm));
+  sums.k_factor = QkFactor(input.norm, input.norm == QkNorm::kL2 ? sums.key_norm : WarpSum(k_norm));
   sums.key_norm *= sums.k_factor * sums.k_factor;
   sums.s *= sums.k_factor * sums.k_factor;
   sums.q_kt *= sums.k_factor * sums.q_factor;
@@ -95,8 +94,10 @@ OSDN_DEVICE void LoadToken(const RecurrentArgs<T>& args, int64_t row, int head, 
     const int own = is_q ? i : is_v ? i - 2 * kK : i - kK;
     const int64_t channel = static_cast<int64_t>(head) * (is_v ? kV : kK) + own;
     float* to = (is_q ? shared->q : is_v ? shared->v : shared->k) + own;
-    float x = Load((is_q ? args.q : is_v ? args.v : args.k) + row * (is_v ? values : keys) +
-                   channel);
+    float x = Load((is_q   ? args.q
+                    : is_v ? args.v
+                           : args.k) +
+                   row * (is_v ? values : keys) + channel);
     if (args.fused) {
       const ConvArgs& conv = is_q ? input.conv_q : is_v ? input.conv_v : input.conv_k;
       x = ConvStep(conv, input.taps, is_v ? values : keys, channel, slot, x);
@@ -124,7 +125,7 @@ OSDN_DEVICE void ReadStateRow(const float* s, StateRow<kK>& row) {
 // What all rows of a head meet, at the lane's columns.
 template <int kK>
 struct HeadVectors {
-  StateRow<kK> q;   // raw, as in shared memory
+  StateRow<kK> q;  // raw, as in shared memory
   StateRow<kK> k;
   StateRow<kK> kt;  // the write key
 };
@@ -136,9 +137,8 @@ struct TokenGates {
 
 // A row of S: o's element, and S in registers moves on.
 template <int kK, int kV>
-OSDN_DEVICE void AdvanceRow(const RecurrentShared<kK, kV>& shared, const HeadSums& sums,
-                            float beta, const HeadVectors<kK>& head, int value, StateRow<kK>& row,
-                            float* o) {
+OSDN_DEVICE void AdvanceRow(const RecurrentShared<kK, kV>& shared, const HeadSums& sums, float beta,
+                            const HeadVectors<kK>& head, int value, StateRow<kK>& row, float* o) {
   float read = 0.0F;
   float out = 0.0F;
   OSDN_UNROLL
@@ -179,8 +179,7 @@ OSDN_DEVICE void FinishToken(const RecurrentArgs<T>& args, int64_t row, int head
     const float step =
         p.eta * gates.beta * (1.0F - gates.beta * sums.s) / Max(sums.key_norm, p.eps);
     const float key = sums.k_factor * shared->k[thread];
-    const float next =
-        p.anchor + gates.alpha * (shared->d[thread] - p.anchor) + step * key * key;
+    const float next = p.anchor + gates.alpha * (shared->d[thread] - p.anchor) + step * key * key;
     shared->d[thread] = Min(Max(next, p.d_min), p.d_max);
   }
   float factor = 1.0F;

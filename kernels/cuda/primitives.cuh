@@ -1,6 +1,6 @@
-// The machine operations that the mixer's kernels are written in, for two compilers: nvcc, where each
-// is an instruction or two, and g++, where kernels/cuda/emulation runs the threads of a block one by
-// one. So the same kernel source is tested for its numbers on machines without a GPU.
+// The machine operations that the mixer's kernels are written in, for two compilers: nvcc, where
+// each is an instruction or two, and g++, where kernels/cuda/emulation runs the threads of a block
+// one by one. So the same kernel source is tested for its numbers on machines without a GPU.
 //
 // Kernels are functions OSDN_DEVICE void Body(const Args&, unsigned char* shared) of one block;
 // warps have 32 lanes, and every collective below is called by all lanes of a warp.
@@ -52,7 +52,8 @@ OSDN_DEVICE float ShuffleUp(float value, int delta) {
 
 // D += A B of bf16 with float32 accumulation: A [16, 16] row-major, B [16, 8] column-major.
 // Of lane l, with g = l / 4 and p = 2 (l % 4): a = {A[g][p..p+1], A[g+8][p..], A[g][p+8..],
-// A[g+8][p+8..]}, b = {B[p..p+1][g], B[p+8..][g]}, d = {D[g][p], D[g][p+1], D[g+8][p], D[g+8][p+1]}.
+// A[g+8][p+8..]}, b = {B[p..p+1][g], B[p+8..][g]}, d = {D[g][p], D[g][p+1], D[g+8][p],
+// D[g+8][p+1]}.
 OSDN_DEVICE void Mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};\n"
@@ -65,7 +66,8 @@ OSDN_DEVICE uint32_t SharedAddress(const void* pointer) {
 }
 
 // Four 8x8 matrices of 16-bit elements; lane 8 i + r gives the address of row r of matrix i (16
-// bytes, aligned). Lane l gets elements [l / 4][2 (l % 4)..] of each; transposed: [2 (l % 4)..][l / 4].
+// bytes, aligned). Lane l gets elements [l / 4][2 (l % 4)..] of each; transposed: [2 (l % 4)..][l /
+// 4].
 OSDN_DEVICE void LoadMatrices(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -134,9 +136,8 @@ OSDN_DEVICE uint32_t FloatToBits(float value) {
   return bits;
 }
 OSDN_DEVICE float ShuffleXor(float value, int mask) {
-  return emulation::WarpExchange(value, [mask](const float* lanes, int lane) {
-    return lanes[lane ^ mask];
-  });
+  return emulation::WarpExchange(
+      value, [mask](const float* lanes, int lane) { return lanes[lane ^ mask]; });
 }
 OSDN_DEVICE float ShuffleFrom(float value, int source) {
   return emulation::WarpExchange(value,
@@ -189,12 +190,11 @@ struct MatrixRegisters {
   uint32_t r[4];
 };
 OSDN_DEVICE void LoadMatrices(uint32_t (&r)[4], const void* row, bool transposed = false) {
-  const auto loaded =
-      emulation::WarpExchange(row, [transposed](const void* const* rows, int lane) {
-        MatrixRegisters result;
-        for (int i = 0; i < 4; ++i) result.r[i] = MatrixElements(rows, i, lane, transposed);
-        return result;
-      });
+  const auto loaded = emulation::WarpExchange(row, [transposed](const void* const* rows, int lane) {
+    MatrixRegisters result;
+    for (int i = 0; i < 4; ++i) result.r[i] = MatrixElements(rows, i, lane, transposed);
+    return result;
+  });
   for (int i = 0; i < 4; ++i) r[i] = loaded.r[i];
 }
 OSDN_DEVICE void LoadMatricesTransposed(uint32_t (&r)[4], const void* row) {

@@ -1,7 +1,8 @@
 // Runs a kernel's block on the host: every thread of the block is a fiber, switched at barriers and
 // warp collectives. Slow and exact about who sees what when: shared memory written before a barrier
-// is seen after it, asynchronous copies arrive only when waited for (what is read too early is old),
-// and a thread that misses a barrier is reported. For tests of kernels/cuda/*.cuh (primitives.cuh).
+// is seen after it, asynchronous copies arrive only when waited for (what is read too early is
+// old), and a thread that misses a barrier is reported. For tests of kernels/cuda/*.cuh
+// (primitives.cuh).
 #ifndef OSDN_KERNELS_CUDA_EMULATION_EMULATOR_H_
 #define OSDN_KERNELS_CUDA_EMULATION_EMULATOR_H_
 
@@ -48,8 +49,8 @@ struct Launch {
   size_t shared_bytes = 0;
 };
 
-// Runs `body(shared memory)` as every thread of every block, block after block. Shared memory starts
-// as rubbish (NaN). Ends the program with a message when the threads' barriers do not match.
+// Runs `body(shared memory)` as every thread of every block, block after block. Shared memory
+// starts as rubbish (NaN). Ends the program with a message when the threads' barriers do not match.
 void Run(const Launch& launch, const std::function<void(unsigned char* shared)>& body);
 
 }  // namespace osdn::kernels::cuda::emulation
