@@ -148,26 +148,24 @@ __global__ __launch_bounds__(kGemvThreads,
   const int chunks = static_cast<int>(p.weight_stride / kInputs);
   const int steps = (chunks + kGemvWarps - 1) / kGemvWarps;
   const int groups = (steps + kDepth - 1) / kDepth;
-  const int64_t row_vectors = static_cast<int64_t>(chunks) * 4;  // 16 bytes each
-
-  // Where the next loads come from.
+  // Where the next loads come from: the tile's weights, and this thread's place in them, in units
+  // of 16 bytes. An int4 row has a fourth as many units of 8 bytes of scales.
   int load_tile = blockIdx.x;
   int load_step = 0;
-  const uint4* rows[kTiles][2];
-  const uint2* scales[kTiles][2];
+  const uint4* weights[kTiles];
+  const uint2* scales[kTiles];
+  int place[kTiles][2];
   const auto begin_tile = [&] {
     const int job_index = kTiles == 2 ? 0 : JobOfTile(p, load_tile);
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
       const GemvKernelJob& job = p.job[job_index + m];
+      weights[m] = static_cast<const uint4*>(job.weight);
+      scales[m] = static_cast<const uint2*>(job.scales);
       const int first = (load_tile - p.job[job_index].first_tile) * kTileRows;
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const int64_t row = min(first + g + 8 * h, job.out - 1);
-        rows[m][h] = static_cast<const uint4*>(job.weight) + row * row_vectors + t;
-        if constexpr (kType == DType::kI4) {
-          scales[m][h] = static_cast<const uint2*>(job.scales) + row * chunks;
-        }
+        place[m][h] = min(first + g + 8 * h, job.out - 1) * (chunks * 4) + t;
       }
     }
   };
@@ -179,8 +177,10 @@ __global__ __launch_bounds__(kGemvThreads,
       for (int m = 0; m < kTiles; ++m) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          step.w[m][h] = LoadWeight(rows[m][h] + chunk * 4);
-          if constexpr (kType == DType::kI4) step.scales[m][h] = __ldg(scales[m][h] + chunk);
+          step.w[m][h] = LoadWeight(weights[m] + place[m][h] + chunk * 4);
+          if constexpr (kType == DType::kI4) {
+            step.scales[m][h] = __ldg(scales[m] + place[m][h] / 4 + chunk);
+          }
         }
       }
     }
@@ -297,7 +297,7 @@ GemvFunction KernelOf(bool swiglu, int columns) {
     case 2:
       return swiglu ? GemvKernel<kType, 2, 2> : GemvKernel<kType, 1, 2>;
     default:
-      return swiglu ? GemvKernel<kType, 2, 4> : GemvKernel<kType, 1, 4>;
+      return GemvKernel<kType, 1, 4>;
   }
 }
 
@@ -395,7 +395,8 @@ absl::Status PrepareGemv(Device* device) {
 
 absl::Status LaunchGemv(Device* device, const GemvArgs& args) {
   if (args.jobs.empty() || args.jobs.size() > kMaxGemvJobs || args.rows < 1 ||
-      args.rows > kMaxGemvRows || (args.swiglu && args.jobs.size() != 2)) {
+      args.rows > kMaxGemvRows ||
+      (args.swiglu && (args.jobs.size() != 2 || args.rows > kMaxGemvSwiGluRows))) {
     return absl::InternalError(
         absl::StrCat("skinny product: ", args.jobs.size(), " products of ", args.rows, " rows"));
   }

@@ -19,6 +19,7 @@ namespace osdn::kernels::cuda {
 inline constexpr int kMaxGemvJobs = 6;
 // Most rows that one launch takes.
 inline constexpr int64_t kMaxGemvRows = 32;
+inline constexpr int64_t kMaxGemvSwiGluRows = 16;
 
 // Rows of activations in device memory, `stride` elements apart.
 struct RowsView {

@@ -8,3 +8,8 @@ osdn_add_library(osdn_cuda_host
     cuda/step_layout.cc
     cuda/step_layout.h
   DEPS absl::span)
+
+# Runs the mixer's kernel source on the host, for tests (primitives.cuh).
+osdn_add_library(osdn_cuda_emulation
+  SOURCES cuda/emulation/emulator.cc cuda/emulation/emulator.h
+  DEPS osdn_cuda_host)

@@ -12,6 +12,7 @@ namespace {
 
 // Rows up to which the skinny kernels are used.
 constexpr int64_t kSkinnyRows = 16;
+static_assert(kSkinnyRows <= kMaxGemvSwiGluRows && kSkinnyRows <= kMaxGemvRows);
 // Outputs up to which RunNarrow is used.
 constexpr int64_t kNarrowOutputs = kMaxGemvRows;
 // Of a quantized weight widened at a time: what stays in the L2 cache until it is read.

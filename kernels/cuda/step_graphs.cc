@@ -26,13 +26,22 @@ class RecordingScope {
   Device* device_;
 };
 
+bool SameSpans(absl::Span<const SequenceSpan> a, absl::Span<const SequenceSpan> b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](const SequenceSpan& x, const SequenceSpan& y) {
+                      return x.row == y.row && x.length == y.length && x.position == y.position &&
+                             x.slot == y.slot;
+                    });
+}
+
 }  // namespace
 
 StepGraphs::StepGraphs(Device* device)
     : device_(device),
       blocks_(device, kBlocks),
       memory_(device),
-      uploads_(device),
+      plan_uploads_(device),
+      id_uploads_(device),
       graphs_(kMostGraphs) {}
 
 StepGraphs::~StepGraphs() { Clear(); }
@@ -132,16 +141,24 @@ absl::StatusOr<DevicePlan> StepGraphs::PlanOf(const BatchView& batch) {
       batch.rows == current_->plan.rows) {
     return current_->plan;
   }
+  // The ops of a block come one after the other with the same batch.
+  if (!device_->recording() && uploaded_plan_.rows == batch.rows &&
+      uploaded_plan_.decode_rows == batch.decode_rows && SameSpans(uploaded_spans_, batch.spans)) {
+    return uploaded_plan_;
+  }
+  uploaded_plan_ = DevicePlan();
   const BatchPlan plan = PlanBatch(batch);
   const std::array<absl::Span<const std::byte>, 3> parts = {
       AsBytes(absl::MakeConstSpan(plan.decode_slots)), AsBytes(absl::MakeConstSpan(plan.spans)),
       AsBytes(absl::MakeConstSpan(plan.chunks))};
   std::array<const void*, 3> addresses = {};
-  if (absl::Status s = uploads_.Put(parts, absl::MakeSpan(addresses)); !s.ok()) return s;
+  if (absl::Status s = plan_uploads_.Put(parts, absl::MakeSpan(addresses)); !s.ok()) return s;
   DevicePlan view = ViewOfStep(plan, StepLayout(), nullptr);
   view.decode_slots = static_cast<const int32_t*>(addresses[0]);
   view.spans = static_cast<const SpanPlan*>(addresses[1]);
   view.chunks = static_cast<const ChunkPlan*>(addresses[2]);
+  uploaded_spans_.assign(batch.spans.begin(), batch.spans.end());
+  uploaded_plan_ = view;
   return view;
 }
 
@@ -152,7 +169,7 @@ absl::StatusOr<StepGraphs::DeviceIds> StepGraphs::IdsOf(absl::Span<const int32_t
   }
   const absl::Span<const std::byte> part = AsBytes(ids);
   const void* address = nullptr;
-  if (absl::Status s = uploads_.Put(absl::MakeConstSpan(&part, 1), absl::MakeSpan(&address, 1));
+  if (absl::Status s = id_uploads_.Put(absl::MakeConstSpan(&part, 1), absl::MakeSpan(&address, 1));
       !s.ok()) {
     return s;
   }
@@ -166,7 +183,7 @@ absl::StatusOr<const int64_t*> StepGraphs::IndicesOf(absl::Span<const int64_t> i
   }
   const absl::Span<const std::byte> part = AsBytes(indices);
   const void* address = nullptr;
-  if (absl::Status s = uploads_.Put(absl::MakeConstSpan(&part, 1), absl::MakeSpan(&address, 1));
+  if (absl::Status s = id_uploads_.Put(absl::MakeConstSpan(&part, 1), absl::MakeSpan(&address, 1));
       !s.ok()) {
     return s;
   }

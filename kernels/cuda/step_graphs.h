@@ -12,6 +12,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
@@ -65,7 +66,7 @@ class StepGraphs {
   // Forgets all recorded steps: memory or weights that they name are going away.
   void Clear();
 
-  // For ops. Valid for what is enqueued before the next of these calls that names other arrays.
+  // For ops. Valid for what is enqueued before the next call of the same function.
   absl::StatusOr<DevicePlan> PlanOf(const BatchView& batch);
   struct DeviceIds {
     const int32_t* ids;
@@ -95,7 +96,11 @@ class StepGraphs {
   Device* device_;
   PinnedBlocks blocks_;
   Scratch memory_;
-  Uploads uploads_;
+  Uploads plan_uploads_;
+  Uploads id_uploads_;
+  // The batch whose plan was uploaded last, outside of a step.
+  std::vector<SequenceSpan> uploaded_spans_;
+  DevicePlan uploaded_plan_;
   GraphCache<StepGraph> graphs_;
   int64_t graphs_epoch_ = 0;  // device_->memory_epoch() that the graphs belong to
   int64_t max_rows_ = std::numeric_limits<int64_t>::max();
