@@ -90,7 +90,7 @@ cat >"$tools" <<WRAPPER
 LD_LIBRARY_PATH="$libraries\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}" exec "$bin/osdn-tools" "\$@"
 WRAPPER
 chmod +x "$tools"
-export OSDN_TEST_DATA_DIR=$repository/tests/data OSDN_TEST_MODELS_DIR=$repository/models
+export OSDN_TEST_DATA_DIR=$repository/tests/data
 export OSDN_TEST_BACKENDS=cuda GTEST_BRIEF=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 
 # --- Steps ----------------------------------------------------------------------------------------
