@@ -197,7 +197,7 @@ __global__ __launch_bounds__(kGemvThreads,
   for (int u = 0; u < kDepth; ++u) load(ring[u]);
 
   WaitForPrevious();
-  StageRows(p, x, shared_stride, squares);
+  StageRows<kTiles == 2 ? 4 : 8>(p, x, shared_stride, squares);
   __syncthreads();
   AllowNext();
 
@@ -324,6 +324,7 @@ GemvKernelParams ParamsOf(const GemvArgs& args) {
   p.rows = static_cast<int32_t>(args.rows);
   p.x_bf16 = args.x.type == ActivationType::kBF16;
   p.x_vectors = args.x.stride % 4 == 0 && reinterpret_cast<uintptr_t>(args.x.data) % 16 == 0;
+  p.norm_vectors = weight.stride == weight.in && reinterpret_cast<uintptr_t>(args.norm) % 16 == 0;
   for (const GemvJob& from : args.jobs) {
     GemvKernelJob& job = p.job[p.jobs++];
     job.weight = from.weight.data;

@@ -44,14 +44,14 @@ __device__ __forceinline__ void DotRows(const float* weight, const float* x, int
 }
 
 template <int kTiles, int kRows>
-__global__ __launch_bounds__(kGemvThreads) void GemvF32Kernel(
-    const __grid_constant__ GemvKernelParams p) {
+__global__ __launch_bounds__(kGemvThreads,
+                             2) void GemvF32Kernel(const __grid_constant__ GemvKernelParams p) {
   extern __shared__ __align__(16) float shared_floats[];
   const int stride = static_cast<int>(p.weight_stride);
   float* squares = shared_floats;                                  // [kGemvWarps][rows]
   float* x = shared_floats + kGemvWarps * ((p.rows + 7) / 8 * 8);  // [rows][stride]
   WaitForPrevious();
-  StageRows(p, x, stride, squares);
+  StageRows<8>(p, x, stride, squares);
   __syncthreads();
   AllowNext();
 

@@ -38,7 +38,8 @@ struct GemvKernelParams {
   int32_t tiles = 0;
   int32_t jobs = 0;
   bool x_bf16 = false;
-  bool x_vectors = false;  // x may be read 16 bytes at a time
+  bool x_vectors = false;     // x may be read four elements at a time
+  bool norm_vectors = false;  // and so may norm, also where x is padded
   GemvKernelJob job[kMaxGemvJobs];
 };
 
@@ -91,6 +92,7 @@ __device__ __forceinline__ float4 ReadX4(const GemvKernelParams& p, int row, int
 }
 
 __device__ __forceinline__ float4 ReadNorm4(const GemvKernelParams& p, int i) {
+  if (p.norm_vectors) return *reinterpret_cast<const float4*>(p.norm + i);
   float4 v = {0, 0, 0, 0};
   if (i < p.in) v.x = p.norm[i];
   if (i + 1 < p.in) v.y = p.norm[i + 1];
@@ -112,31 +114,80 @@ __device__ __forceinline__ void StoreX4(__nv_bfloat16* to, const float4& v) {
   *reinterpret_cast<uint2*>(to) = packed;
 }
 
+// Four elements from `i` on of a row into shared memory; adds their squares to `sum`.
+template <class T>
+__device__ __forceinline__ void StageFour(const GemvKernelParams& p, float4 v, int i, T* shared_row,
+                                          float& sum) {
+  if (p.norm != nullptr) {
+    sum = fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, fmaf(v.x, v.x, sum))));
+    const float4 w = ReadNorm4(p, i);
+    v.x *= w.x;
+    v.y *= w.y;
+    v.z *= w.z;
+    v.w *= w.w;
+  }
+  StoreX4(shared_row + i, v);
+}
+
 // Puts all rows, zero-padded to the weights' stride, into shared memory. With a norm they are
 // multiplied by its weight only: a row's factor rsqrt(mean + eps) is common to all that comes of
-// the row and is applied at the end (RowFactor). `squares` is [kGemvWarps, rows]. The caller
-// synchronizes.
-template <class T>
+// the row and is applied at the end (RowFactor). `squares` is [kGemvWarps, rows]: part w of a row's
+// sum of squares is that of every kGemvWarps-th run of 128 elements from the w-th on, added up in
+// one order whoever does it. The caller synchronizes. kBatch loads are in flight.
+template <int kBatch, class T>
 __device__ __forceinline__ void StageRows(const GemvKernelParams& p, T* shared, int shared_stride,
                                           float* squares) {
-  for (int row = 0; row < p.rows; ++row) {
-    float sum = 0;
-#pragma unroll 2
-    for (int i = threadIdx.x * 4; i < p.weight_stride; i += kGemvThreads * 4) {
-      float4 v = ReadX4(p, row, i);
-      if (p.norm != nullptr) {
-        sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-        const float4 w = ReadNorm4(p, i);
-        v.x *= w.x;
-        v.y *= w.y;
-        v.z *= w.z;
-        v.w *= w.w;
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int end = static_cast<int>(p.weight_stride);
+  constexpr int kRun = 128;
+  if (p.rows <= 2) {
+    // All warps on one row: a part each.
+    for (int row = 0; row < p.rows; ++row) {
+      float sum = 0;
+      for (int first = threadIdx.x * 4; first < end; first += kRun * kGemvWarps * kBatch) {
+        float4 v[kBatch];
+#pragma unroll
+        for (int u = 0; u < kBatch; ++u) {
+          const int i = first + u * kRun * kGemvWarps;
+          if (i < end) v[u] = ReadX4(p, row, i);
+        }
+#pragma unroll
+        for (int u = 0; u < kBatch; ++u) {
+          const int i = first + u * kRun * kGemvWarps;
+          if (i < end) StageFour(p, v[u], i, shared + row * shared_stride, sum);
+        }
       }
-      StoreX4(shared + row * shared_stride + i, v);
+      sum = WarpSum(sum);
+      if (lane == 0) squares[warp * p.rows + row] = sum;
+    }
+    return;
+  }
+  // A warp a row: all parts.
+  for (int row = warp; row < p.rows; row += kGemvWarps) {
+    float sums[kGemvWarps] = {};
+    for (int first = lane * 4; first < end; first += kRun * kGemvWarps) {
+#pragma unroll
+      for (int part = 0; part < kGemvWarps; part += kBatch) {
+        float4 v[kBatch];
+#pragma unroll
+        for (int u = 0; u < kBatch; ++u) {
+          const int i = first + (part + u) * kRun;
+          if (i < end) v[u] = ReadX4(p, row, i);
+        }
+#pragma unroll
+        for (int u = 0; u < kBatch; ++u) {
+          const int i = first + (part + u) * kRun;
+          if (i < end) StageFour(p, v[u], i, shared + row * shared_stride, sums[part + u]);
+        }
+      }
     }
     if (p.norm == nullptr) continue;
-    sum = WarpSum(sum);
-    if (threadIdx.x % 32 == 0) squares[threadIdx.x / 32 * p.rows + row] = sum;
+#pragma unroll
+    for (int part = 0; part < kGemvWarps; ++part) {
+      const float sum = WarpSum(sums[part]);
+      if (lane == 0) squares[part * p.rows + row] = sum;
+    }
   }
 }
 

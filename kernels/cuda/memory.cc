@@ -1,6 +1,7 @@
 #include "kernels/cuda/memory.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <utility>
 
@@ -13,6 +14,9 @@ namespace {
 constexpr size_t kPiece = size_t{4} << 20;
 
 constexpr size_t RoundUp(size_t value, size_t step) { return (value + step - 1) / step * step; }
+
+// Of a pinned block for a piece: powers of two, so that blocks seldom grow.
+size_t BlockBytes(size_t piece) { return std::bit_ceil(std::max(piece, size_t{64} << 10)); }
 
 void FreeDevice(void* /*context*/, void* data) {
   cudaFree(data);
@@ -27,7 +31,7 @@ absl::StatusOr<Buffer> AllocateZeroed(Device* device, size_t bytes) {
   if (bytes == 0) return Buffer();
   void* data = nullptr;
   const cudaError_t error = cudaMalloc(&data, bytes);
-  if (error == cudaErrorMemoryAllocation) {
+  if (error == cudaErrorMemoryAllocation || error == cudaErrorInvalidValue) {
     cudaGetLastError();
     size_t free = 0;
     size_t total = 0;
@@ -134,7 +138,7 @@ absl::Status HostCopies::ToDevice(void* dst, const void* src, size_t bytes) {
   const auto* from = static_cast<const std::byte*>(src);
   while (bytes > 0) {
     const size_t piece = std::min(bytes, kPiece);
-    const absl::StatusOr<std::byte*> block = blocks_.Next(std::min(RoundUp(piece, 4096), kPiece));
+    const absl::StatusOr<std::byte*> block = blocks_.Next(BlockBytes(piece));
     if (!block.ok()) return block.status();
     std::memcpy(*block, from, piece);
     if (absl::Status s = blocks_.CopyToDevice(to, piece); !s.ok()) return s;
@@ -177,7 +181,7 @@ absl::Status HostCopies::ToHost(void* dst, const void* src, size_t bytes) {
   while (taken < bytes) {
     const size_t piece = std::min(bytes - asked, kPiece);
     if (piece > 0) {
-      const absl::StatusOr<std::byte*> block = blocks_.Next(std::min(RoundUp(piece, 4096), kPiece));
+      const absl::StatusOr<std::byte*> block = blocks_.Next(BlockBytes(piece));
       if (!block.ok()) return block.status();
       if (absl::Status s = blocks_.CopyFromDevice(from + asked, piece); !s.ok()) return s;
       asked += piece;
