@@ -6,7 +6,8 @@
 #   bash build/device/device.sh [SECTION...]             there, from the root of a checkout
 #   tests/device.sh [SECTION...]                         where build/cuda was built in place
 #
-# Sections, in this order: correct sanitize bench fla; `all` (the default) is all of them.
+# Sections, in this order: machine correct sanitize bench fla; `all` (the default) is all of them.
+#   machine   device, driver, and whether osdn-tools runs (part of every run)
 #   correct   op tests against float64, the mixer's kernels, the engine's tests, parity with the cpu
 #             backend on logits and greedy tokens, position 1,000,000
 #   sanitize  compute-sanitizer's memcheck and racecheck over a small set
@@ -15,7 +16,8 @@
 # A failure does not stop what follows; the exit status tells. One table comes last; results.json and
 # device.log go to $OUT (build/device-results unless set).
 # Environment: OSDN_DEVICE_SECONDS (530) bounds the run, OSDN_DEVICE_WORK (a temporary folder) keeps
-# models between runs, OSDN_BUILD_DIR (build/cuda) has the programs where they were built in place.
+# models between runs, OSDN_BUILD_DIR (build/cuda) has the programs where they were built in place,
+# OSDN_DEVICE_BACKEND (cuda) is the backend under test: cpu tries this script without a GPU.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -28,14 +30,14 @@ while [[ $# -gt 0 ]]; do
       shift
       exec "$here/device/pack.sh" "$@"
       ;;
-    correct | sanitize | bench | fla) sections+=("$1") ;;
-    all) sections+=(correct sanitize bench fla) ;;
+    machine | correct | sanitize | bench | fla) sections+=("$1") ;;
+    all) sections+=(machine correct sanitize bench fla) ;;
     -h | --help) usage; exit ;;
     *) echo "device.sh: unknown argument '$1'; see --help" >&2; exit 2 ;;
   esac
   shift
 done
-[[ ${#sections[@]} -gt 0 ]] || sections=(correct sanitize bench fla)
+[[ ${#sections[@]} -gt 0 ]] || sections=(machine correct sanitize bench fla)
 
 wants() { [[ " ${sections[*]} " == *" $1 "* ]]; }
 
@@ -91,7 +93,8 @@ LD_LIBRARY_PATH="$libraries\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}" exec "$bin/o
 WRAPPER
 chmod +x "$tools"
 export OSDN_TEST_DATA_DIR=$repository/tests/data
-export OSDN_TEST_BACKENDS=cuda GTEST_BRIEF=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+export backend=${OSDN_DEVICE_BACKEND:-cuda}
+export OSDN_TEST_BACKENDS=$backend GTEST_BRIEF=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 
 # --- Steps ----------------------------------------------------------------------------------------
 readonly limit=${OSDN_DEVICE_SECONDS:-530}
@@ -129,9 +132,9 @@ step() {
   [[ $status == PASS ]]
 }
 
-skip() { # skip NAME REASON
-  echo "-- $1: skipped, $2"
-  printf '%s\t%s\t0\n' "$1" "skipped: $2" >>"$steps"
+note() { # note NAME STATUS: of a step that cannot run
+  echo "-- $1: $2"
+  printf '%s\t%s\t0\n' "$1" "$2" >>"$steps"
 }
 
 # test_step NAME SECONDS PROGRAM OPTIONS...: a program of the build, if it was built.
@@ -139,19 +142,21 @@ test_step() {
   local name=$1 seconds=$2 program=$3
   shift 3
   if [[ ! -x $bin/$program ]]; then
-    skip "$name" "$program is not there"
+    note "$name" "missing: $program"
     return
   fi
   step "$name" "$seconds" env LD_LIBRARY_PATH="$libraries" "$bin/$program" "$@"
 }
 
 describe_machine() {
-  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem,pcie.link.gen.current \
-    --format=csv || return
+  if [[ $backend == cuda ]]; then
+    nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem,pcie.link.gen.current \
+      --format=csv || return
+  fi
   nvcc --version 2>/dev/null | grep release
   python3 --version
   echo "$(nproc) cores, $(uname -r), libraries: $libraries"
-  native "$bin/osdn-tools" --version && native "$bin/osdn-tools" inspect "$repository/models/osdn-mini" | head -n 12
+  native "$bin/osdn-tools" --version && native "$bin/osdn-tools" inspect "$repository/models/osdn-mini"
 }
 
 synth() { # synth CONFIG OPTIONS...: a model of random weights under its name, once
@@ -165,7 +170,7 @@ synth() { # synth CONFIG OPTIONS...: a model of random weights under its name, o
 bench() { # bench NAME MODEL OPTIONS...: osdn-tools bench, its JSON kept
   local name=$1 model=$2
   shift 2
-  native "$bin/osdn-tools" bench --model "$model" --backend cuda --json "$@" >"$parts/$name.json" ||
+  native "$bin/osdn-tools" bench --model "$model" --backend "$backend" --json "$@" >"$parts/$name.json" ||
     { rm -f "$parts/$name.json"; return 1; }
   python3 "$here/device/report.py" bench "$parts/$name.json"
 }
@@ -199,13 +204,14 @@ correct() {
   test_step "op tests" 90 backend_ops_test
   test_step "golden mixer" 30 golden_mixer_test --gtest_filter='*GoldenBackendTest*'
   test_step "batch invariance" 60 batch_invariance_test
-  test_step "mixer forms" 60 mixer_forms_test --gtest_filter='*cuda*'
-  test_step "engine: model" 60 engine_model_test --gtest_filter='*cuda*'
-  test_step "engine: state" 60 engine_state_test --gtest_filter='*cuda*'
-  test_step "engine: requests" 60 integration_engine_test --gtest_filter='*cuda*'
+  test_step "blocks" 60 layers_test
+  test_step "mixer forms" 60 mixer_forms_test --gtest_filter="*$backend*"
+  test_step "engine: model" 60 engine_model_test --gtest_filter="*$backend*"
+  test_step "engine: state" 60 engine_state_test --gtest_filter="*$backend*"
+  test_step "engine: requests" 60 integration_engine_test --gtest_filter="*$backend*"
   test_step "engine: invariance" 60 integration_invariance_test
   step "parity with cpu" 120 python3 "$here/device/parity.py" --tools "$tools" \
-    --repository "$repository" --work "$work/parity" --json "$parts/parity.json"
+    --repository "$repository" --backend "$backend" --work "$work/parity" --json "$parts/parity.json"
   step "position 1,000,000" 60 bash -c 'bench mini_position "$repository/models/osdn-mini" --batch 1,4 \
     --position 1000,1000000 --no-prefill --repeat 3 --seconds 0.2'
 }
@@ -213,7 +219,7 @@ correct() {
 sanitizer() { # sanitizer NAME TOOL SECONDS PROGRAM OPTIONS...
   local name=$1 tool=$2 seconds=$3 program=$4
   shift 4
-  [[ -x $bin/$program ]] || { skip "$name" "$program is not there"; return; }
+  [[ -x $bin/$program ]] || { note "$name" "missing: $program"; return; }
   step "$name" "$seconds" env LD_LIBRARY_PATH="$libraries" compute-sanitizer --tool "$tool" \
     --error-exitcode 9 --print-limit 5 "$bin/$program" "$@"
 }
@@ -222,7 +228,7 @@ sanitize() {
   local path=$PATH small
   PATH=$PATH:/usr/local/cuda/bin
   if ! command -v compute-sanitizer >/dev/null; then
-    skip sanitizer "compute-sanitizer is not installed"
+    note sanitizer "missing: compute-sanitizer"
     return
   fi
   small='*RmsNorm*:*OutputNorm*:*SwiGlu*:*ShortConv*:*QkPrepare*:*Gates*:*EmbedIsExact*:*GatherRows*'
@@ -231,7 +237,7 @@ sanitize() {
   sanitizer "memcheck: ops" memcheck 30 backend_ops_test --gtest_filter="$small:*LinearBf16*"
   sanitizer "racecheck: ops" racecheck 30 backend_ops_test --gtest_filter="$small"
   sanitizer "memcheck: engine" memcheck 40 osdn-tools generate --model "$repository/models/osdn-mini" \
-    --backend cuda --prompt "Once upon a time" --temperature 0 --max-tokens 8
+    --backend "$backend" --prompt "Once upon a time" --temperature 0 --max-tokens 8
   PATH=$path
 }
 
@@ -251,7 +257,7 @@ run_bench() {
 
 run_fla() {
   if ! install_fla; then
-    skip fla "no wheels in $wheels"
+    note fla "skipped: no wheels"
     return
   fi
   finish_prewarm

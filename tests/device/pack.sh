@@ -3,9 +3,10 @@
 # that a GPU machine with nothing but CUDA, Python and PyTorch needs to run
 # tests/device.sh: stripped programs, libosdn_cuda.so, the libraries they want (all but the C and C++
 # runtimes, the driver and cuBLAS), these scripts, model configs, and fla's wheels.
-# Usage: tests/device.sh pack [--no-build] [--wheels DIR] [--jobs N]
+# Usage: tests/device.sh pack [--no-build] [--wheels DIR] [--into DIR] [--jobs N]
 #   --no-build     collect what build/cuda/bin has
 #   --wheels DIR   wheels of flash-linear-attention and what it needs (default: .whl, if it is there)
+#   --into DIR     instead of build/device
 #   --jobs N       of ninja (default: a core each)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -18,9 +19,13 @@ build_first=true
 while [[ $# -gt 0 ]]; do
   case $1 in
     --no-build) build_first=false ;;
-    --wheels | --jobs)
+    --wheels | --into | --jobs)
       [[ $# -ge 2 ]] || { echo "pack: $1 needs a value" >&2; exit 2; }
-      if [[ $1 == --jobs ]]; then jobs=$2; else wheels=$2; fi
+      case $1 in
+        --wheels) wheels=$2 ;;
+        --into) target=$2 ;;
+        --jobs) jobs=$2 ;;
+      esac
       shift
       ;;
     -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit ;;
@@ -30,7 +35,7 @@ while [[ $# -gt 0 ]]; do
 done
 
 programs=(osdn-tools cuda_mixer_bench backend_ops_test batch_invariance_test golden_mixer_test
-  mixer_forms_test engine_model_test engine_state_test integration_engine_test
+  layers_test mixer_forms_test engine_model_test engine_state_test integration_engine_test
   integration_invariance_test)
 module=libosdn_cuda.so
 
@@ -82,7 +87,7 @@ mkdir -p "$target"
 # The libraries seldom change, and packing them well takes a minute.
 sum=$(cat "$stage"/lib/* | cksum)
 if [[ ! -f $target/libraries.tar.xz || $(cat "$target/libraries.sum" 2>/dev/null) != "$sum" ]]; then
-  XZ_OPT=-4 tar --create --xz --file "$target/libraries.tar.xz" --owner=0 --group=0 -C "$stage" lib
+  XZ_OPT=${XZ_OPT:--4} tar --create --xz --file "$target/libraries.tar.xz" --owner=0 --group=0 -C "$stage" lib
   echo "$sum" >"$target/libraries.sum"
 fi
 tar --create --gzip --file "$target/programs.tar.gz" --exclude=./lib --owner=0 --group=0 -C "$stage" .

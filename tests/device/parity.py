@@ -41,6 +41,7 @@ class Parity:
         self.repository = pathlib.Path(args.repository)
         self.work = pathlib.Path(args.work)
         self.work.mkdir(parents=True, exist_ok=True)
+        self.json = pathlib.Path(args.json)
         self.checks = []
 
     def run(self, *arguments):
@@ -64,6 +65,7 @@ class Parity:
             for key, value in figures.items()
         )
         seconds = time.monotonic() - start
+        self.json.write_text(json.dumps({"checks": self.checks}, indent=1), "utf-8")
         print(f"{'ok' if passed else 'FAIL':5}{name:34} {text}  ({seconds:.1f} s)", flush=True)
 
     def logits(self, model, ids, backend, step=0):
@@ -178,13 +180,11 @@ def main():
     parser.add_argument("--tools", required=True, help="osdn-tools")
     parser.add_argument("--repository", required=True, help="for models/ and tests/data/")
     parser.add_argument("--work", required=True, help="folder for models and logits")
-    parser.add_argument("--json", required=True)
+    parser.add_argument("--json", required=True, help="written anew after each check")
     parser.add_argument("--backend", default="cuda")
-    parity = Parity(args := parser.parse_args())
+    parity = Parity(parser.parse_args())
     parity.all()
     failed = [check["name"] for check in parity.checks if not check["passed"]]
-    with open(args.json, "w", encoding="utf-8") as file:
-        json.dump({"checks": parity.checks, "failed": failed}, file, indent=1)
     print(f"parity: {len(parity.checks) - len(failed)} of {len(parity.checks)} passed")
     return 1 if failed else 0
 
