@@ -11,44 +11,49 @@ namespace osdn::kernels::cuda {
 constexpr int kGramThreads = 128;
 
 template <int kK>
-struct GramShared {
+struct alignas(16) GramShared {
   Bf16 kappa[kTileRows * TileStride(kK)];
   Bf16 inverse[kTileRows * TileStride(kTileRows)];
   float x[kTileRows * kInverseStride];
-  float decay[kTileRows + 1];  // sums of log alpha
+  float rhs[kTileRows];
   float c[kTileRows];
   float c_beta[kTileRows];
-  float norm[kTileRows];  // |k|^2
-  float rhs[kTileRows];
+  float norm[kTileRows];       // |k|^2
+  float decay[kTileRows + 1];  // sums of log alpha
 };
 
-// kappa, its row sums and what is computed of them; two threads a row.
+// kappa, its row sums and what is computed of them; kK / 8 lanes a row.
 template <int kK>
 OSDN_DEVICE void LoadKappa(const ChunkArgs& args, const ChunkPlan& chunk, int head,
                            GramShared<kK>* shared) {
-  const int row = ThreadIndex() / 2;
-  const int half = ThreadIndex() % 2;
-  const int64_t token = chunk.row + row;
-  const uint32_t* k = Words(args.k + (token * args.heads + head) * kK) + half * (kK / 4);
-  uint32_t* kappa = Words(shared->kappa + row * TileStride(kK)) + half * (kK / 4);
-  const bool valid = row < chunk.rows;
-  float norm = 0.0F;
+  constexpr int kLanes = kK / 8;
+  const int lane = ThreadIndex() % kLanes;
   OSDN_UNROLL
-  for (int i = 0; i < kK / 4; ++i) {
-    const uint32_t pair = valid ? k[i] : 0U;
-    const float first = LowBf16(pair) * LowBf16(pair);
-    const float second = HighBf16(pair) * HighBf16(pair);
-    norm += first + second;
-    kappa[i] = PackBf16(first, second);
+  for (int i = 0; i < kTileRows; i += kGramThreads / kLanes) {
+    const int row = i + ThreadIndex() / kLanes;
+    const int64_t gate = (static_cast<int64_t>(chunk.row) + row) * args.heads + head;
+    const bool valid = row < chunk.rows;
+    Unit keys = {};
+    if (valid) keys = reinterpret_cast<const Unit*>(args.k + gate * kK)[lane];
+    float norm = 0.0F;
+    OSDN_UNROLL
+    for (uint32_t& pair : keys.words) {
+      const float first = LowBf16(pair) * LowBf16(pair);
+      const float second = HighBf16(pair) * HighBf16(pair);
+      norm += first + second;
+      pair = PackBf16(first, second);
+    }
+    reinterpret_cast<Unit*>(shared->kappa + row * TileStride(kK))[lane] = keys;
+    OSDN_UNROLL
+    for (int mask = kLanes / 2; mask > 0; mask /= 2) norm += ShuffleXor(norm, mask);
+    if (lane != 0) continue;
+    const float beta = valid ? args.beta[gate] : 0.0F;
+    const float c = args.precond.eta * beta / Max(norm, args.precond.eps);
+    shared->norm[row] = norm;
+    shared->c[row] = c;
+    shared->c_beta[row] = c * beta;
+    if (valid) args.c[gate] = c;
   }
-  norm += ShuffleXor(norm, 1);
-  if (half != 0) return;
-  const float beta = valid ? args.beta[token * args.heads + head] : 0.0F;
-  const float c = args.precond.eta * beta / Max(norm, args.precond.eps);
-  shared->norm[row] = norm;
-  shared->c[row] = c;
-  shared->c_beta[row] = c * beta;
-  if (valid) args.c[token * args.heads + head] = c;
 }
 
 // G diag(c beta) into x, and the right-hand side of s0.
@@ -98,12 +103,13 @@ OSDN_DEVICE void FinishInverse(const ChunkArgs& args, const ChunkPlan& chunk, in
   uint32_t* inverse = Words(shared->inverse + row * TileStride(kTileRows));
   const float* x = shared->x + row * kInverseStride;
   float s0 = 0.0F;
-  for (int i = half; i < kTileRows / 2; i += 2) {
-    const int j = 2 * i;
-    const float first = j <= row ? x[j] : 0.0F;
-    const float second = j + 1 <= row ? x[j + 1] : 0.0F;
-    s0 += first * shared->rhs[j] + second * shared->rhs[j + 1];
-    inverse[i] = PackBf16(first, second);
+  for (int j = 4 * half; j < LowerColumns(row); j += 8) {
+    const auto part = *reinterpret_cast<const Pack<float, 4>*>(x + j);
+    const auto rhs = *reinterpret_cast<const Pack<float, 4>*>(shared->rhs + j);
+    OSDN_UNROLL
+    for (int i = 0; i < 4; ++i) s0 += part.values[i] * rhs.values[i];
+    inverse[j / 2] = PackBf16(part.values[0], part.values[1]);
+    inverse[j / 2 + 1] = PackBf16(part.values[2], part.values[3]);
   }
   s0 += ShuffleXor(s0, 1);
   if (half == 0 && row < chunk.rows) {

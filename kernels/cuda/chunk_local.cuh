@@ -7,10 +7,10 @@
 
 namespace osdn::kernels::cuda {
 
-constexpr int kLocalThreads = 128;
+constexpr int kLocalThreads = 256;  // two groups of 4 warps, which share out columns or products
 
 template <int kK, int kV>
-struct LocalShared {
+struct alignas(16) LocalShared {
   Bf16 k[kTileRows * TileStride(kK)];
   Bf16 kt[kTileRows * TileStride(kK)];
   Bf16 v[kTileRows * TileStride(kV)];
@@ -19,16 +19,21 @@ struct LocalShared {
     Bf16 t[kTileRows * TileStride(kTileRows)];  // T diag(beta), once q is done with
   };
   float x[kTileRows * kInverseStride];
-  float e[kK];
-  float sums[kTileRows + 1];  // of log alpha
   float beta[kTileRows];
-  float y[kTileRows];  // c (1 - beta s)
+  float e[kK];
+  float y[kTileRows];         // c (1 - beta s)
+  float sums[kTileRows + 1];  // of log alpha
 };
 
-// Kt = d * K for the warp's 16 rows, d_t = a + A_t e + sum_j L[t, j] y_j kappa_j.
+// The warp's 16 rows of a chunk, and which of the two warps that have them it is.
+OSDN_DEVICE int RowBlock() { return Warp() % 4; }
+OSDN_DEVICE int Group() { return Warp() / 4; }
+
+// Kt = d * K for the warp's 16 rows and its group's half of the columns, d_t = a + A_t e + sum_j
+// L[t, j] y_j kappa_j.
 template <int kK, int kV>
 OSDN_DEVICE void ComputeWriteKeys(const ChunkArgs& args, LocalShared<kK, kV>* shared) {
-  const int first = 16 * Warp();
+  const int first = 16 * RowBlock();
   const bool decays = args.log_alpha != nullptr;
   uint32_t a[4][4] = {};  // L[t, j] y_j, 16 columns each
   float own_decay[2];
@@ -38,7 +43,7 @@ OSDN_DEVICE void ComputeWriteKeys(const ChunkArgs& args, LocalShared<kK, kV>* sh
   }
   OSDN_UNROLL
   for (int block = 0; block < 4; ++block) {
-    if (block > Warp()) continue;
+    if (block > RowBlock()) continue;
     OSDN_UNROLL
     for (int i = 0; i < 4; ++i) {
       const int t = first + Lane() / 4 + i % 2 * 8;
@@ -54,11 +59,11 @@ OSDN_DEVICE void ComputeWriteKeys(const ChunkArgs& args, LocalShared<kK, kV>* sh
       a[block][i] = PackBf16(pair[0], pair[1]);
     }
   }
-  for (int n = 0; n < kK; n += 16) {
+  for (int n = Group() * (kK / 2); n < (Group() + 1) * (kK / 2); n += 16) {
     float change[2][4] = {};
     OSDN_UNROLL
     for (int block = 0; block < 4; ++block) {
-      if (block > Warp()) continue;
+      if (block > RowBlock()) continue;
       uint32_t b[4];
       LoadBTransposed(shared->k, TileStride(kK), 16 * block, n, b);
       OSDN_UNROLL
@@ -85,54 +90,67 @@ OSDN_DEVICE void ComputeWriteKeys(const ChunkArgs& args, LocalShared<kK, kV>* sh
   }
 }
 
-// M into x, P to device memory: the warp's 16 rows, columns up to the diagonal.
+// M into x by the first group, P to device memory by the second: the warp's 16 rows, columns up to
+// the diagonal.
 template <int kK, int kV>
 OSDN_DEVICE void ComputeScores(const ChunkArgs& args, const ChunkPlan& chunk, int head,
                                const Bf16* kt, LocalShared<kK, kV>* shared) {
-  const int first = 16 * Warp();
+  const int first = 16 * RowBlock();
+  const bool is_p = Group() == 1;
+  const Bf16* left = is_p ? shared->q : shared->k;
+  Bf16* p = args.p + ((static_cast<int64_t>(chunk.row) + first) * args.heads + head) * kTileRows;
+  const int64_t p_stride = static_cast<int64_t>(args.heads) * kTileRows;
   for (int n = 0; n <= first; n += 16) {
-    float m[2][4] = {};
-    float p[2][4] = {};
+    float scores[2][4] = {};
     OSDN_UNROLL
     for (int k = 0; k < kK; k += 16) {
-      uint32_t keys[4];
-      uint32_t queries[4];
+      uint32_t a[4];
       uint32_t b[4];
-      LoadA(shared->k, TileStride(kK), first, k, keys);
-      LoadA(shared->q, TileStride(kK), first, k, queries);
+      LoadA(left, TileStride(kK), first, k, a);
       LoadB(kt, TileStride(kK), n, k, b);
-      Mma(m[0], keys, b[0], b[1]);
-      Mma(m[1], keys, b[2], b[3]);
-      Mma(p[0], queries, b[0], b[1]);
-      Mma(p[1], queries, b[2], b[3]);
+      Mma(scores[0], a, b[0], b[1]);
+      Mma(scores[1], a, b[2], b[3]);
     }
     OSDN_UNROLL
     for (int tile = 0; tile < 2; ++tile) {
       OSDN_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const int t = first + AccumulatorRow(i);
-        const int j = n + 8 * tile + AccumulatorColumn(i);
-        shared->x[t * kInverseStride + j] = j < t ? shared->beta[t] * m[tile][i] : 0.0F;
-        if (j > t) p[tile][i] = 0.0F;
-      }
-      OSDN_UNROLL
       for (int i = 0; i < 4; i += 2) {
-        const int t = first + AccumulatorRow(i);
-        if (t >= chunk.rows) continue;
-        Bf16* row =
-            args.p + ((static_cast<int64_t>(chunk.row) + t) * args.heads + head) * kTileRows;
-        *Words(row + n + 8 * tile + AccumulatorColumn(0)) = PackBf16(p[tile][i], p[tile][i + 1]);
+        const int row = AccumulatorRow(i);
+        const int t = first + row;
+        const int j = n + 8 * tile + AccumulatorColumn(0);
+        if (is_p) {
+          if (t >= chunk.rows) continue;
+          *Words(p + row * p_stride + j) =
+              PackBf16(j <= t ? scores[tile][i] : 0.0F, j + 1 <= t ? scores[tile][i + 1] : 0.0F);
+        } else {
+          const float beta = shared->beta[t];
+          float* m = shared->x + t * kInverseStride + j;
+          m[0] = j < t ? beta * scores[tile][i] : 0.0F;
+          m[1] = j + 1 < t ? beta * scores[tile][i + 1] : 0.0F;
+        }
       }
     }
   }
 }
 
-// The warp's 16 rows of scale * T X into `out`, X being a tile that other warps read too.
-template <int kColumns>
-OSDN_DEVICE void MultiplyByT(const Bf16* t, const ChunkPlan& chunk, float scale, Bf16* x, Bf16* out,
-                             int64_t out_stride) {
-  const int first = 16 * Warp();
-  float product[kColumns / 8][4] = {};
+// T diag(beta) as a tile; a quarter row a thread.
+template <int kK, int kV>
+OSDN_DEVICE void ScaleInverse(LocalShared<kK, kV>* shared) {
+  const int row = ThreadIndex() / 4;
+  const float* x = shared->x + row * kInverseStride;
+  for (int j = ThreadIndex() % 4 * 4; j < LowerColumns(row); j += 16) {
+    const auto part = *reinterpret_cast<const Pack<float, 4>*>(x + j);
+    const auto beta = *reinterpret_cast<const Pack<float, 4>*>(shared->beta + j);
+    uint32_t* t = Words(shared->t + row * TileStride(kTileRows) + j);
+    t[0] = PackBf16(part.values[0] * beta.values[0], part.values[1] * beta.values[1]);
+    t[1] = PackBf16(part.values[2] * beta.values[2], part.values[3] * beta.values[3]);
+  }
+}
+
+// The warp's 16 rows of T X, X being a tile that the other warps of the group read too.
+template <int kColumns, int kTiles>
+OSDN_DEVICE void MultiplyByT(const Bf16* t, const Bf16* x, float (&product)[kTiles][4]) {
+  const int first = 16 * RowBlock();
   for (int k = 0; k <= first; k += 16) {
     uint32_t a[4];
     LoadA(t, TileStride(kTileRows), first, k, a);
@@ -144,7 +162,13 @@ OSDN_DEVICE void MultiplyByT(const Bf16* t, const ChunkPlan& chunk, float scale,
       Mma(product[n / 8 + 1], a, b[2], b[3]);
     }
   }
-  SyncThreads();  // everyone has read x: its rows hold the result on its way out
+}
+
+// The product on its way out takes the rows of the tile it was made of.
+template <int kColumns, int kTiles>
+OSDN_DEVICE void StoreProduct(const float (&product)[kTiles][4], const ChunkPlan& chunk,
+                              float scale, Bf16* x, Bf16* out, int64_t out_stride) {
+  const int first = 16 * RowBlock();
   OSDN_UNROLL
   for (int n = 0; n < kColumns / 8; ++n) {
     OSDN_UNROLL
@@ -171,11 +195,15 @@ OSDN_DEVICE void LocalBody(const ChunkArgs& args, unsigned char* memory) {
   const int64_t first_row = (static_cast<int64_t>(chunk.row) * args.heads + head);
   const int64_t key_stride = static_cast<int64_t>(args.heads) * kK;
   const int64_t value_stride = static_cast<int64_t>(args.heads) * kV;
-  LoadTileAsync<kK, kLocalThreads>(args.k + first_row * kK, key_stride, chunk.rows, shared->k);
-  LoadTileAsync<kK, kLocalThreads>(args.q + first_row * kK, key_stride, chunk.rows, shared->q);
-  LoadTileAsync<kV, kLocalThreads>(args.v + first_row * kV, value_stride, chunk.rows, shared->v);
+  LoadTileAsync<kK, kLocalThreads>(args.k + first_row * kK, key_stride, chunk.rows, ThreadIndex(),
+                                   shared->k);
+  LoadTileAsync<kK, kLocalThreads>(args.q + first_row * kK, key_stride, chunk.rows, ThreadIndex(),
+                                   shared->q);
+  LoadTileAsync<kV, kLocalThreads>(args.v + first_row * kV, value_stride, chunk.rows, ThreadIndex(),
+                                   shared->v);
   if (redone) {
-    LoadTileAsync<kK, kLocalThreads>(args.kt + first_row * kK, key_stride, chunk.rows, shared->kt);
+    LoadTileAsync<kK, kLocalThreads>(args.kt + first_row * kK, key_stride, chunk.rows,
+                                     ThreadIndex(), shared->kt);
   }
   CopyAsyncCommit();
   if (ThreadIndex() < kTileRows) {
@@ -207,17 +235,20 @@ OSDN_DEVICE void LocalBody(const ChunkArgs& args, unsigned char* memory) {
   SyncThreads();
   InvertUnitLower(shared->x);
   SyncThreads();
-  for (int i = ThreadIndex(); i < kTileRows * kTileRows / 2; i += kLocalThreads) {
-    const int row = i / (kTileRows / 2);
-    const int j = i % (kTileRows / 2) * 2;
-    const float* x = shared->x + row * kInverseStride;
-    *Words(shared->t + row * TileStride(kTileRows) + j) =
-        PackBf16(j <= row ? x[j] * shared->beta[j] : 0.0F,
-                 j + 1 <= row ? x[j + 1] * shared->beta[j + 1] : 0.0F);
-  }
+  ScaleInverse(shared);
   SyncThreads();
-  MultiplyByT<kV>(shared->t, chunk, 1.0F, shared->v, args.u + first_row * kV, value_stride);
-  MultiplyByT<kK>(shared->t, chunk, -1.0F, shared->k, args.w + first_row * kK, key_stride);
+  float product[(kK > kV ? kK : kV) / 8][4] = {};
+  if (Group() == 0) {
+    MultiplyByT<kV>(shared->t, shared->v, product);
+  } else {
+    MultiplyByT<kK>(shared->t, shared->k, product);
+  }
+  SyncThreads();  // everyone has read v and k
+  if (Group() == 0) {
+    StoreProduct<kV>(product, chunk, 1.0F, shared->v, args.u + first_row * kV, value_stride);
+  } else {
+    StoreProduct<kK>(product, chunk, -1.0F, shared->k, args.w + first_row * kK, key_stride);
+  }
 }
 
 }  // namespace osdn::kernels::cuda

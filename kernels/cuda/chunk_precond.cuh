@@ -3,9 +3,14 @@
 //
 // The clip. No d of the chunk leaves [d_min, d_max] if a bound of each entry over the chunk stays
 // inside: e plus all growth, e plus all decline, decay taken at its most and at its least. Where
-// the bound does not hold the chunk is redone token by token with the clip, and its write keys are
-// written here. The bound is safe and nearly always tight (a chunk moves d by about 64 eta / K), so
-// the answer is exact either way.
+// the bound does not hold the chunk is redone with the clip, and its write keys are written here.
+// The bound is safe and nearly always tight (a chunk moves d by about 64 eta / K), so the answer is
+// exact either way.
+//
+// The redo. Given all s_j, each entry of d goes through the chunk by itself, clip and all; given
+// all d_t, each s_j is a dot. Sweeps of the two repeat until no s changes. Each makes at least one
+// more token exact, and since a token's weight in the next ones is about eta / K, three or four are
+// enough in practice where token by token would take 64 dependent steps.
 #ifndef OSDN_KERNELS_CUDA_CHUNK_PRECOND_CUH_
 #define OSDN_KERNELS_CUDA_CHUNK_PRECOND_CUH_
 
@@ -16,15 +21,21 @@ namespace osdn::kernels::cuda {
 constexpr int kPrecondThreads = 256;
 
 template <int kK>
-struct PrecondShared {
+struct alignas(16) PrecondShared {
   static constexpr int kPairs = kK / 2;
   static constexpr int kGroups = kPrecondThreads / kPairs;  // of rows
+  static constexpr int kRedoStride = kK + 4;
 
+  Bf16 k[kTileRows * TileStride(kK)];  // of a chunk that is redone
+  float d[kTileRows * kRedoStride];    // d_t of its tokens
   float e[kK];
-  float sums[kTileRows + 1];      // of log alpha
-  float y[kTileRows];             // what each token adds, decayed to the chunk's end
-  float growth[kTileRows];        // undecayed, where positive
-  float decline[kTileRows];       // where negative
+  float y[kTileRows];        // what each token adds to e, decayed to the chunk's end
+  float growth[kTileRows];   // undecayed, where positive
+  float decline[kTileRows];  // where negative
+  float c[kTileRows];
+  float beta[kTileRows];
+  float alpha[kTileRows];         // of a chunk that is redone
+  float sums[kTileRows + 4];      // of log alpha
   float partial[kGroups][3][kK];  // e's change, by growth, by decline
 };
 
@@ -34,7 +45,7 @@ struct PrecondInputs {
   static constexpr int kUnits = kK / 32;  // of 8 elements, of a row of W_d for each of 4 threads
   static constexpr int kRows = kTileRows / PrecondShared<kK>::kGroups;
 
-  uint32_t w[kUnits][4];
+  Unit w[kUnits];
   uint32_t k[kRows];  // a pair of columns of these rows of k
   float s0;
   float c;
@@ -42,38 +53,33 @@ struct PrecondInputs {
 };
 
 template <int kK>
-OSDN_DEVICE void ReadAhead(const ChunkArgs& args, const ChunkPlan& chunk, int head,
+OSDN_DEVICE void ReadAhead(const ChunkArgs& args, ChunkPlan chunk, int head,
                            PrecondInputs<kK>* inputs) {
   const int row = ThreadIndex() / 4;
-  const int64_t token = static_cast<int64_t>(chunk.row) + row;
+  const int64_t gate = (static_cast<int64_t>(chunk.row) + row) * args.heads + head;
   const bool valid = row < chunk.rows;
-  const uint32_t* w = Words(args.w_d + (token * args.heads + head) * kK);
+  const auto* w = reinterpret_cast<const Unit*>(args.w_d + gate * kK) + ThreadIndex() % 4;
   OSDN_UNROLL
-  for (int u = 0; u < PrecondInputs<kK>::kUnits; ++u) {
-    OSDN_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      inputs->w[u][i] = valid ? w[(u * 4 + ThreadIndex() % 4) * 4 + i] : 0U;
-    }
-  }
-  const int64_t gate = token * args.heads + head;
+  for (int u = 0; u < PrecondInputs<kK>::kUnits; ++u) inputs->w[u] = valid ? w[4 * u] : Unit{};
   inputs->s0 = valid ? args.s0[gate] : 0.0F;
   inputs->c = valid ? args.c[gate] : 0.0F;
   inputs->beta = valid ? args.beta[gate] : 0.0F;
 
   const int pair = ThreadIndex() % PrecondShared<kK>::kPairs;
   const int first = ThreadIndex() / PrecondShared<kK>::kPairs * PrecondInputs<kK>::kRows;
-  const uint32_t* k = Words(args.k) +
-                      ((static_cast<int64_t>(chunk.row) + first) * args.heads + head) * (kK / 2) +
-                      pair;
+  const int64_t stride = static_cast<int64_t>(args.heads) * (kK / 2);
+  const uint32_t* k =
+      Words(args.k) + (static_cast<int64_t>(chunk.row) + first) * stride + head * (kK / 2) + pair;
   OSDN_UNROLL
   for (int i = 0; i < PrecondInputs<kK>::kRows; ++i) {
-    inputs->k[i] = first + i < chunk.rows ? k[static_cast<int64_t>(i) * args.heads * (kK / 2)] : 0U;
+    inputs->k[i] = first + i < chunk.rows ? *k : 0U;
+    k += stride;
   }
 }
 
-// s of the thread's row, told to `args`, and y.
+// s of the thread's row, told to `args`, and y. Whether y is negative.
 template <int kK>
-OSDN_DEVICE void SolveRow(const ChunkArgs& args, const ChunkPlan& chunk, int head, bool decays,
+OSDN_DEVICE bool SolveRow(const ChunkArgs& args, ChunkPlan chunk, int head, bool decays,
                           const PrecondInputs<kK>& inputs, PrecondShared<kK>* shared) {
   const int row = ThreadIndex() / 4;
   float parts[4] = {};
@@ -82,82 +88,145 @@ OSDN_DEVICE void SolveRow(const ChunkArgs& args, const ChunkPlan& chunk, int hea
     const float* e = shared->e + (u * 4 + ThreadIndex() % 4) * 8;
     OSDN_UNROLL
     for (int i = 0; i < 4; ++i) {
-      parts[i] += LowBf16(inputs.w[u][i]) * e[2 * i] + HighBf16(inputs.w[u][i]) * e[2 * i + 1];
+      parts[i] +=
+          LowBf16(inputs.w[u].words[i]) * e[2 * i] + HighBf16(inputs.w[u].words[i]) * e[2 * i + 1];
     }
   }
   float s = (parts[0] + parts[1]) + (parts[2] + parts[3]);
   s += ShuffleXor(s, 1);
   s += ShuffleXor(s, 2);
   s += inputs.s0;
-  if (ThreadIndex() % 4 != 0) return;
-  if (row < chunk.rows) {
-    args.solution[(static_cast<int64_t>(chunk.row) + row) * args.heads + head] = s;
+  const float y = inputs.c * (1.0F - inputs.beta * s);
+  if (ThreadIndex() % 4 == 0) {
+    if (row < chunk.rows) {
+      args.solution[(static_cast<int64_t>(chunk.row) + row) * args.heads + head] = s;
+    }
+    // Undecayed for the bounds: they hold whatever comes between.
+    shared->growth[row] = Max(y, 0.0F);
+    shared->decline[row] = Min(y, 0.0F);
+    shared->y[row] = decays ? y * DecayRatio(shared->sums, kTileRows, row) : y;
   }
-  float y = inputs.c * (1.0F - inputs.beta * s);
-  // Undecayed for the bounds: they hold whatever comes between.
-  shared->growth[row] = Max(y, 0.0F);
-  shared->decline[row] = Min(y, 0.0F);
-  if (decays) y *= DecayRatio(shared->sums, kTileRows, row);
-  shared->y[row] = y;
+  return y < 0.0F;
 }
 
+// kappa^T x of the thread's pair of columns over its group of rows.
 template <int kK>
-OSDN_DEVICE void SumColumns(const PrecondInputs<kK>& inputs, const PrecondShared<kK>& shared,
-                            float (&sums)[3][2]) {
-  const int first = ThreadIndex() / PrecondShared<kK>::kPairs * PrecondInputs<kK>::kRows;
+OSDN_DEVICE void SumPair(const PrecondInputs<kK>& inputs, const float* x, float (&sums)[2]) {
   OSDN_UNROLL
-  for (int i = 0; i < PrecondInputs<kK>::kRows; ++i) {
-    const float low = LowBf16(inputs.k[i]);
-    const float high = HighBf16(inputs.k[i]);
-    const float kappa[2] = {low * low, high * high};
-    const int row = first + i;
+  for (int i = 0; i < PrecondInputs<kK>::kRows; i += 4) {
+    const auto part = *reinterpret_cast<const Pack<float, 4>*>(x + i);
     OSDN_UNROLL
-    for (int j = 0; j < 2; ++j) {
-      sums[0][j] += shared.y[row] * kappa[j];
-      sums[1][j] += shared.growth[row] * kappa[j];
-      sums[2][j] += shared.decline[row] * kappa[j];
+    for (int j = 0; j < 4; ++j) {
+      const float low = LowBf16(inputs.k[i + j]);
+      const float high = HighBf16(inputs.k[i + j]);
+      sums[0] += part.values[j] * (low * low);
+      sums[1] += part.values[j] * (high * high);
     }
   }
 }
 
-// The chunk token by token with the clip, by one warp; e in shared memory goes from the chunk's
-// start to its end, and the write keys of its rows are written.
+// e's change, its growth and its decline. `decays` and `declines` say whether growth differs from
+// the change and whether there is decline.
 template <int kK>
-OSDN_DEVICE void RedoChunk(const ChunkArgs& args, const ChunkPlan& chunk, int head,
-                           PrecondShared<kK>* shared) {
-  constexpr int kOwn = kK / kWarp;
-  const PreconditionerParams& p = args.precond;
-  float d[kOwn];
-  OSDN_UNROLL
-  for (int i = 0; i < kOwn; ++i) d[i] = p.anchor + shared->e[Lane() * kOwn + i];
-  for (int row = 0; row < chunk.rows; ++row) {
-    const int64_t gate = (static_cast<int64_t>(chunk.row) + row) * args.heads + head;
-    const Bf16* k = args.k + gate * kK + Lane() * kOwn;
-    Bf16* kt = args.kt + gate * kK + Lane() * kOwn;
-    const float beta = args.beta[gate];
-    const float alpha = args.log_alpha == nullptr ? 1.0F : Exp(args.log_alpha[gate]);
-    float kappa[kOwn];
-    float norm = 0.0F;
-    float s = 0.0F;
-    OSDN_UNROLL
-    for (int i = 0; i < kOwn; ++i) {
-      const float key = Load(k + i);
-      Store(kt + i, d[i] * key);
-      kappa[i] = key * key;
-      norm += kappa[i];
-      s += d[i] * kappa[i];
-    }
-    norm = WarpSum(norm);
-    s = WarpSum(s);
-    const float step = p.eta * beta * (1.0F - beta * s) / Max(norm, p.eps);
-    OSDN_UNROLL
-    for (int i = 0; i < kOwn; ++i) {
-      const float next = p.anchor + alpha * (d[i] - p.anchor) + step * kappa[i];
-      d[i] = Min(Max(next, p.d_min), p.d_max);
-    }
+OSDN_DEVICE void SumColumns(const PrecondInputs<kK>& inputs, bool decays, bool declines,
+                            PrecondShared<kK>* shared) {
+  const int pair = ThreadIndex() % PrecondShared<kK>::kPairs;
+  const int group = ThreadIndex() / PrecondShared<kK>::kPairs;
+  const int first = group * PrecondInputs<kK>::kRows;
+  float sums[3][2] = {};
+  SumPair<kK>(inputs, shared->y + first, sums[0]);
+  if (decays || declines) {
+    SumPair<kK>(inputs, shared->growth + first, sums[1]);
+    SumPair<kK>(inputs, shared->decline + first, sums[2]);
+  } else {
+    sums[1][0] = sums[0][0];
+    sums[1][1] = sums[0][1];
   }
   OSDN_UNROLL
-  for (int i = 0; i < kOwn; ++i) shared->e[Lane() * kOwn + i] = d[i] - p.anchor;
+  for (int i = 0; i < 3; ++i) {
+    *reinterpret_cast<Pack<float, 2>*>(&shared->partial[group][i][2 * pair]) = {
+        {sums[i][0], sums[i][1]}};
+  }
+}
+
+// d of the column through the chunk, given every token's s; the d after it.
+template <int kK>
+OSDN_DEVICE float SweepColumn(const PreconditionerParams& p, int rows, int column,
+                              PrecondShared<kK>* shared) {
+  float d = p.anchor + shared->e[column];
+  for (int t = 0; t < rows; ++t) {
+    shared->d[t * PrecondShared<kK>::kRedoStride + column] = d;
+    const float key = Load(shared->k + t * TileStride(kK) + column);
+    const float next = p.anchor + shared->alpha[t] * (d - p.anchor) + shared->y[t] * (key * key);
+    d = Min(Max(next, p.d_min), p.d_max);
+  }
+  return d;
+}
+
+// s of the thread's row, given every d; y follows. Whether it changed.
+template <int kK>
+OSDN_DEVICE bool SweepRow(PrecondShared<kK>* shared) {
+  const int row = ThreadIndex() / 4;
+  float parts[2] = {};
+  for (int u = ThreadIndex() % 4; u < kK / 4; u += 4) {
+    const float* d = shared->d + row * PrecondShared<kK>::kRedoStride + 4 * u;
+    const uint32_t* k = Words(shared->k + row * TileStride(kK) + 4 * u);
+    OSDN_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      parts[i] += d[2 * i] * (LowBf16(k[i]) * LowBf16(k[i])) +
+                  d[2 * i + 1] * (HighBf16(k[i]) * HighBf16(k[i]));
+    }
+  }
+  float s = parts[0] + parts[1];
+  s += ShuffleXor(s, 1);
+  s += ShuffleXor(s, 2);
+  const float y = shared->c[row] * (1.0F - shared->beta[row] * s);
+  const bool changed = y != shared->y[row];
+  SyncWarp();
+  if (ThreadIndex() % 4 == 0) shared->y[row] = y;
+  return changed;
+}
+
+// The chunk with the clip: e goes from its start to its end, and the write keys are written.
+template <int kK>
+OSDN_DEVICE void RedoChunk(const ChunkArgs& args, ChunkPlan chunk, int head,
+                           const PrecondInputs<kK>& inputs, PrecondShared<kK>* shared) {
+  const int64_t first = static_cast<int64_t>(chunk.row) * args.heads + head;
+  const int64_t stride = static_cast<int64_t>(args.heads) * kK;
+  LoadTileAsync<kK, kPrecondThreads>(args.k + first * kK, stride, chunk.rows, ThreadIndex(),
+                                     shared->k);
+  CopyAsyncCommit();
+  const int row = ThreadIndex() / 4;
+  if (ThreadIndex() % 4 == 0) {
+    shared->c[row] = inputs.c;
+    shared->beta[row] = inputs.beta;
+    shared->y[row] = shared->growth[row] + shared->decline[row];  // a start as good as any
+    shared->alpha[row] = args.log_alpha == nullptr || row >= chunk.rows
+                             ? 1.0F
+                             : Exp(args.log_alpha[first + static_cast<int64_t>(row) * args.heads]);
+  }
+  CopyAsyncWait<0>();
+  SyncThreads();
+  const int column = ThreadIndex();
+  float end = 0.0F;
+  // Rows behind the chunk's end have k = 0: whatever d is there, their s and y are zero.
+  for (int i = ThreadIndex(); i < (kTileRows - chunk.rows) * kK; i += kPrecondThreads) {
+    shared->d[(chunk.rows + i / kK) * PrecondShared<kK>::kRedoStride + i % kK] = 0.0F;
+  }
+  for (int sweep = 0; sweep <= kTileRows; ++sweep) {
+    if (column < kK) end = SweepColumn(args.precond, chunk.rows, column, shared);
+    SyncThreads();
+    if (!SyncThreadsOr(SweepRow(shared))) break;
+  }
+  if (column < kK) shared->e[column] = end - args.precond.anchor;
+  for (int i = ThreadIndex(); i < chunk.rows * (kK / 2); i += kPrecondThreads) {
+    const int t = i / (kK / 2);
+    const int pair = i % (kK / 2);
+    const float* d = shared->d + t * PrecondShared<kK>::kRedoStride + 2 * pair;
+    const uint32_t k = Words(shared->k + t * TileStride(kK))[pair];
+    Words(args.kt + first * kK + t * stride)[pair] =
+        PackBf16(d[0] * LowBf16(k), d[1] * HighBf16(k));
+  }
 }
 
 // e at the chunk's end into `next`; whether an entry may have left the box on the way.
@@ -193,44 +262,39 @@ OSDN_DEVICE void PrecondBody(const ChunkArgs& args, unsigned char* memory) {
   const int column = ThreadIndex();
   if (column < kK) shared->e[column] = slot[column] - args.precond.anchor;
 
+  // A chunk's inputs are read one chunk ahead, its place two.
+  const ChunkPlan* chunks = args.chunks + span.first_chunk;
+  ChunkPlan chunk = chunks[0];
+  ChunkPlan next_chunk = chunks[span.chunks > 1 ? 1 : 0];
   PrecondInputs<kK> inputs;
-  ReadAhead(args, args.chunks[span.first_chunk], head, &inputs);
+  ReadAhead(args, chunk, head, &inputs);
   for (int i = 0; i < span.chunks; ++i) {
     const int index = span.first_chunk + i;
-    const ChunkPlan chunk = args.chunks[index];
     const PrecondInputs<kK> now = inputs;
-    if (i + 1 < span.chunks) ReadAhead(args, args.chunks[index + 1], head, &inputs);
-    if (decays) {
-      if (Warp() == 0) {
-        PrefixLogAlpha(args.log_alpha + static_cast<int64_t>(chunk.row) * args.heads + head,
-                       args.heads, chunk.rows, shared->sums);
-      }
+    const ChunkPlan later = chunks[i + 2 < span.chunks ? i + 2 : i];
+    if (i + 1 < span.chunks) ReadAhead(args, next_chunk, head, &inputs);
+    if (decays && Warp() == 0) {
+      PrefixLogAlpha(args.log_alpha + static_cast<int64_t>(chunk.row) * args.heads + head,
+                     args.heads, chunk.rows, shared->sums);
     }
     SyncThreads();
     const int64_t place = static_cast<int64_t>(index) * args.heads + head;
     if (column < kK) args.e_start[place * kK + column] = shared->e[column];
-    SolveRow(args, chunk, head, decays, now, shared);
-    SyncThreads();
-    float sums[3][2] = {};
-    SumColumns(now, *shared, sums);
-    const int pair = column % PrecondShared<kK>::kPairs;
-    const int group = column / PrecondShared<kK>::kPairs;
-    OSDN_UNROLL
-    for (int j = 0; j < 3; ++j) {
-      shared->partial[group][j][2 * pair] = sums[j][0];
-      shared->partial[group][j][2 * pair + 1] = sums[j][1];
-    }
+    const bool declines = SyncThreadsOr(SolveRow(args, chunk, head, decays, now, shared));
+    SumColumns(now, decays, declines, shared);
     SyncThreads();
     float next = 0.0F;
     bool left = false;
     if (column < kK) left = AdvanceEntry(args, decays, *shared, column, &next);
     const bool redo = SyncThreadsOr(left);
-    if (!redo) {
-      if (column < kK) shared->e[column] = next;
-    } else if (Warp() == 0) {
-      RedoChunk(args, chunk, head, shared);
+    if (redo) {
+      RedoChunk(args, chunk, head, now, shared);
+    } else if (column < kK) {
+      shared->e[column] = next;
     }
     if (column == 0) args.redone[place] = redo ? 1 : 0;
+    chunk = next_chunk;
+    next_chunk = later;
   }
   SyncThreads();
   if (column < kK) slot[column] = args.precond.anchor + shared->e[column];

@@ -1,11 +1,13 @@
 // Phase 2, the part that goes from chunk to chunk: the state and the outputs.
-//   U = U0 - W' S^T (W is stored negated);  O = Q S^T + P U;  S <- S + U^T Kt
+//   U = U0 - W' S^T (W is stored negated);  S <- S + U^T Kt;  O = Q S_before^T + P U
 //
-// The rows of S (one a value channel) never meet: a warp keeps 16 of them, [16, K] float32, in
-// registers for the whole span and computes everything transposed (U^T, O^T [16, 64]), since the
+// The rows of S (one a value channel) never meet: a state warp keeps 16 of them, [16, K] float32,
+// in registers for the whole span and computes everything transposed (U^T [16, 64]), since the
 // accumulators of one product are then the left operand of the next as they lie, with no way
-// through shared memory and nothing to wait for from other warps. The operands all warps of a block
-// share (W, Q, Kt, P and U0's columns) come in by cp.async, kStages - 1 chunks ahead.
+// through shared memory and nothing to wait for from other state warps. Only U and S are on the
+// path from chunk to chunk. Each state warp has an output warp beside it that computes O^T of the
+// chunk before from copies of S and U in bfloat16, stores it, and brings in the operands of the
+// chunks to come by cp.async, with one barrier a chunk.
 #ifndef OSDN_KERNELS_CUDA_CHUNK_STATE_PASS_CUH_
 #define OSDN_KERNELS_CUDA_CHUNK_STATE_PASS_CUH_
 
@@ -13,31 +15,64 @@
 
 namespace osdn::kernels::cuda {
 
-constexpr int kStateRows = 16;  // of S, a warp
+constexpr int kStateRows = 16;  // of S, a state warp
 
+// Operands of the state warps and of the output warps, for one chunk.
 template <int kK, int kWarps>
-struct StateStage {
+struct StateOperands {
   Bf16 w[kTileRows * TileStride(kK)];
-  Bf16 q[kTileRows * TileStride(kK)];
   Bf16 kt[kTileRows * TileStride(kK)];
-  Bf16 p[kTileRows * TileStride(kTileRows)];
   Bf16 u[kTileRows * TileStride(kStateRows * kWarps)];
+};
+template <int kK>
+struct OutputOperands {
+  Bf16 q[kTileRows * TileStride(kK)];
+  Bf16 p[kTileRows * TileStride(kTileRows)];
+};
+// What a state warp hands to its output warp: S before the chunk and U, as left operands.
+template <int kK>
+struct HandedOver {
+  Unit s[kK / 16][kWarp];
+  Unit u[kTileRows / 16][kWarp];
+};
+
+template <int kK, int kWarps, int kStages>
+struct alignas(16) StateShared {
+  StateOperands<kK, kWarps> state[kStages];
+  OutputOperands<kK> output[kStages];
+  HandedOver<kK> handed[kStages][kWarps];
+};
+
+// Of a block: where its columns lie.
+struct StatePlace {
+  int head;
+  int64_t heads;
+  int64_t value_stride;
+  int64_t column;  // first of the block, in a row of values
 };
 
 template <int kK, int kWarps>
-OSDN_DEVICE void LoadStage(const ChunkArgs& args, const ChunkPlan& chunk, int head,
-                           int value_stride, int first_value, StateStage<kK, kWarps>* stage) {
+OSDN_DEVICE void LoadState(const ChunkArgs& args, ChunkPlan chunk, const StatePlace& at,
+                           StateOperands<kK, kWarps>* to) {
   constexpr int kThreads = kWarps * kWarp;
-  const int64_t row = static_cast<int64_t>(chunk.row) * args.heads + head;
-  const int64_t key_stride = static_cast<int64_t>(args.heads) * kK;
-  LoadTileAsync<kK, kThreads>(args.w + row * kK, key_stride, chunk.rows, stage->w);
-  LoadTileAsync<kStateRows * kWarps, kThreads>(
-      args.u + static_cast<int64_t>(chunk.row) * value_stride + first_value, value_stride,
-      chunk.rows, stage->u);
-  LoadTileAsync<kK, kThreads>(args.kt + row * kK, key_stride, chunk.rows, stage->kt);
-  LoadTileAsync<kK, kThreads>(args.q + row * kK, key_stride, chunk.rows, stage->q);
-  LoadTileAsync<kTileRows, kThreads>(
-      args.p + row * kTileRows, static_cast<int64_t>(args.heads) * kTileRows, chunk.rows, stage->p);
+  const int thread = ThreadIndex() - kThreads;  // of the output warps
+  const int64_t row = chunk.row * at.heads + at.head;
+  const int64_t key_stride = at.heads * kK;
+  LoadTileAsync<kK, kThreads>(args.w + row * kK, key_stride, chunk.rows, thread, to->w);
+  LoadTileAsync<kStateRows * kWarps, kThreads>(args.u + chunk.row * at.value_stride + at.column,
+                                               at.value_stride, chunk.rows, thread, to->u);
+  LoadTileAsync<kK, kThreads>(args.kt + row * kK, key_stride, chunk.rows, thread, to->kt);
+}
+
+template <int kK, int kWarps>
+OSDN_DEVICE void LoadOutput(const ChunkArgs& args, ChunkPlan chunk, const StatePlace& at,
+                            OutputOperands<kK>* to) {
+  constexpr int kThreads = kWarps * kWarp;
+  const int thread = ThreadIndex() - kThreads;  // of the output warps
+  const int64_t row = chunk.row * at.heads + at.head;
+  LoadTileAsync<kK, kThreads>(args.q + row * kK, at.heads * kK, chunk.rows, thread, to->q);
+  LoadTileAsync<kTileRows, kThreads>(args.p + row * kTileRows, at.heads * kTileRows, chunk.rows,
+                                     thread, to->p);
 }
 
 // The warp's rows of S, as accumulators of [16, 8] tiles over the keys.
@@ -50,149 +85,212 @@ OSDN_DEVICE void MoveState(float* slot, bool load, StateTiles<kK>& s) {
   for (int n = 0; n < kK / 8; ++n) {
     OSDN_UNROLL
     for (int i = 0; i < 4; i += 2) {
-      struct alignas(8) Pair {
-        float first;
-        float second;
-      };
-      auto* at =
-          reinterpret_cast<Pair*>(slot + AccumulatorRow(i) * kK + 8 * n + AccumulatorColumn(0));
+      auto* at = reinterpret_cast<Pack<float, 2>*>(slot + AccumulatorRow(i) * kK + 8 * n +
+                                                   AccumulatorColumn(0));
       if (load) {
-        const Pair pair = *at;
-        s[n][i] = pair.first;
-        s[n][i + 1] = pair.second;
+        const auto pair = *at;
+        s[n][i] = pair.values[0];
+        s[n][i + 1] = pair.values[1];
       } else {
-        *at = Pair{s[n][i], s[n][i + 1]};
+        *at = Pack<float, 2>{{s[n][i], s[n][i + 1]}};
       }
     }
   }
 }
 
 // Accumulators of two neighbouring tiles as the left operand of the next product.
-OSDN_DEVICE void AsOperand(const float (&left)[4], const float (&right)[4], uint32_t (&a)[4]) {
-  a[0] = PackBf16(left[0], left[1]);
-  a[1] = PackBf16(left[2], left[3]);
-  a[2] = PackBf16(right[0], right[1]);
-  a[3] = PackBf16(right[2], right[3]);
+OSDN_DEVICE Unit AsOperand(const float (&left)[4], const float (&right)[4]) {
+  return {{PackBf16(left[0], left[1]), PackBf16(left[2], left[3]), PackBf16(right[0], right[1]),
+           PackBf16(right[2], right[3])}};
 }
 
-// U^T and the first part of O^T: products of the state before the chunk.
-template <int kK, int kWarps>
-OSDN_DEVICE void ReadState(const StateTiles<kK>& s, const StateStage<kK, kWarps>& stage,
-                           float (&u)[8][4], float (&o)[8][4]) {
-  // U0's tile is stored [t][v]: transposed it lies as the accumulators of U^T do.
+// U0^T: its tile is stored [t][v], and transposed it lies as the accumulators of U^T do.
+template <int kColumns>
+OSDN_DEVICE void StartU(const Bf16* tile, int first_column, float (&u)[8][4]) {
   const int matrix = Lane() / 8;
   OSDN_UNROLL
   for (int t = 0; t < kTileRows; t += 16) {
     uint32_t pairs[4];  // tiles (t, v), (t, v + 8), (t + 8, v), (t + 8, v + 8)
-    LoadMatricesTransposed(
-        pairs, stage.u + (t + matrix / 2 * 8 + Lane() % 8) * TileStride(kStateRows * kWarps) +
-                   kStateRows * Warp() + matrix % 2 * 8);
+    LoadMatricesTransposed(pairs, tile + (t + matrix / 2 * 8 + Lane() % 8) * TileStride(kColumns) +
+                                      first_column + matrix % 2 * 8);
     OSDN_UNROLL
     for (int i = 0; i < 4; ++i) {
       u[t / 8 + i / 2][i % 2 * 2] = LowBf16(pairs[i]);
       u[t / 8 + i / 2][i % 2 * 2 + 1] = HighBf16(pairs[i]);
     }
   }
+}
+
+// One chunk of a state warp.
+template <int kK, int kWarps>
+OSDN_DEVICE void AdvanceState(const StateOperands<kK, kWarps>& in, int warp, StateTiles<kK>& s,
+                              HandedOver<kK>* out) {
+  float u[8][4];
+  StartU<kStateRows * kWarps>(in.u, kStateRows * warp, u);
   OSDN_UNROLL
   for (int k = 0; k < kK; k += 16) {
-    uint32_t a[4];
-    AsOperand(s[k / 8], s[k / 8 + 1], a);
+    const Unit a = AsOperand(s[k / 8], s[k / 8 + 1]);
+    out->s[k / 16][Lane()] = a;
     OSDN_UNROLL
     for (int t = 0; t < kTileRows; t += 16) {
       uint32_t b[4];
-      LoadB(stage.w, TileStride(kK), t, k, b);
-      Mma(u[t / 8], a, b[0], b[1]);
-      Mma(u[t / 8 + 1], a, b[2], b[3]);
-      LoadB(stage.q, TileStride(kK), t, k, b);
-      Mma(o[t / 8], a, b[0], b[1]);
-      Mma(o[t / 8 + 1], a, b[2], b[3]);
+      LoadB(in.w, TileStride(kK), t, k, b);
+      Mma(u[t / 8], a.words, b[0], b[1]);
+      Mma(u[t / 8 + 1], a.words, b[2], b[3]);
     }
   }
-}
-
-// S += U^T Kt and O^T += U^T P^T.
-template <int kK, int kWarps>
-OSDN_DEVICE void WriteState(const float (&u)[8][4], const StateStage<kK, kWarps>& stage,
-                            StateTiles<kK>& s, float (&o)[8][4]) {
   OSDN_UNROLL
   for (int j = 0; j < kTileRows; j += 16) {
-    uint32_t a[4];
-    AsOperand(u[j / 8], u[j / 8 + 1], a);
+    const Unit a = AsOperand(u[j / 8], u[j / 8 + 1]);
+    out->u[j / 16][Lane()] = a;
     OSDN_UNROLL
     for (int n = 0; n < kK; n += 16) {
       uint32_t b[4];
-      LoadBTransposed(stage.kt, TileStride(kK), j, n, b);
-      Mma(s[n / 8], a, b[0], b[1]);
-      Mma(s[n / 8 + 1], a, b[2], b[3]);
+      LoadBTransposed(in.kt, TileStride(kK), j, n, b);
+      Mma(s[n / 8], a.words, b[0], b[1]);
+      Mma(s[n / 8 + 1], a.words, b[2], b[3]);
     }
+  }
+}
+
+// O^T of a chunk, [16, 64].
+template <int kK>
+OSDN_DEVICE void ComputeOutputs(const OutputOperands<kK>& in, const HandedOver<kK>& handed,
+                                float (&o)[8][4]) {
+  OSDN_UNROLL
+  for (int k = 0; k < kK; k += 16) {
+    const Unit a = handed.s[k / 16][Lane()];
+    OSDN_UNROLL
+    for (int t = 0; t < kTileRows; t += 16) {
+      uint32_t b[4];
+      LoadB(in.q, TileStride(kK), t, k, b);
+      Mma(o[t / 8], a.words, b[0], b[1]);
+      Mma(o[t / 8 + 1], a.words, b[2], b[3]);
+    }
+  }
+  OSDN_UNROLL
+  for (int j = 0; j < kTileRows; j += 16) {
+    const Unit a = handed.u[j / 16][Lane()];
     OSDN_UNROLL
     for (int t = j; t < kTileRows; t += 16) {  // P is zero before
       uint32_t b[4];
-      LoadB(stage.p, TileStride(kTileRows), t, j, b);
-      Mma(o[t / 8], a, b[0], b[1]);
-      Mma(o[t / 8 + 1], a, b[2], b[3]);
+      LoadB(in.p, TileStride(kTileRows), t, j, b);
+      Mma(o[t / 8], a.words, b[0], b[1]);
+      Mma(o[t / 8 + 1], a.words, b[2], b[3]);
     }
   }
 }
 
-// O^T to rows [row, row + rows) of `o`, at the warp's 16 columns.
+// O^T to rows [0, rows) of `out`, which is at the warp's 16 columns.
 OSDN_DEVICE void StoreOutputs(const float (&o)[8][4], int rows, int64_t value_stride, Bf16* out) {
+  const int first = Lane() / 4;
+  Bf16* to = out + first * value_stride + Lane() % 4 * 2;
   OSDN_UNROLL
   for (int t = 0; t < kTileRows; t += 8) {
-    OSDN_UNROLL
-    for (int half = 0; half < 2; ++half) {  // of the columns
-      const uint32_t pair = TransposeMatrix(PackBf16(o[t / 8][2 * half], o[t / 8][2 * half + 1]));
-      const int row = t + Lane() / 4;
-      if (row < rows) *Words(out + row * value_stride + 8 * half + Lane() % 4 * 2) = pair;
+    const uint32_t left = TransposeMatrix(PackBf16(o[t / 8][0], o[t / 8][1]));
+    const uint32_t right = TransposeMatrix(PackBf16(o[t / 8][2], o[t / 8][3]));
+    if (t + first < rows) {
+      *Words(to) = left;
+      *Words(to + 8) = right;
     }
+    to += 8 * value_stride;
   }
 }
 
-// Grid (spans, heads, value_dim / (16 kWarps)), kWarps * 32 threads; kStages stages of shared
-// memory.
 template <int kK, int kWarps, int kStages>
-OSDN_DEVICE void StatePassBody(const ChunkArgs& args, int value_dim, unsigned char* memory) {
-  auto* stages = reinterpret_cast<StateStage<kK, kWarps>*>(memory);
-  const SpanPlan span = args.spans[BlockIndexX()];
-  const int head = BlockIndexY();
-  const int first_value = BlockIndexZ() * kStateRows * kWarps;
-  const int value_stride = args.heads * value_dim;
-  const int column = head * value_dim + first_value;
-  const ChunkPlan* chunks = args.chunks + span.first_chunk;
-  float* slot = args.s.at(span.slot) + (static_cast<int64_t>(column) + kStateRows * Warp()) * kK;
+OSDN_DEVICE void RunStateWarp(const ChunkArgs& args, const SpanPlan& span, const StatePlace& at,
+                              StateShared<kK, kWarps, kStages>* shared) {
+  float* slot = args.s.at(span.slot) + (at.column + kStateRows * Warp()) * kK;
   StateTiles<kK> s;
   MoveState<kK>(slot, /*load=*/true, s);
-  OSDN_UNROLL
-  for (int i = 0; i < kStages - 1; ++i) {
-    if (i < span.chunks) LoadStage(args, chunks[i], head, value_stride, column, stages + i);
-    CopyAsyncCommit();
-  }
   for (int i = 0; i < span.chunks; ++i) {
-    if constexpr (kStages == 1) {
-      SyncThreads();  // the stage has been read
-      LoadStage(args, chunks[i], head, value_stride, column, stages);
-      CopyAsyncCommit();
-      CopyAsyncWait<0>();
+    SyncThreads();
+    AdvanceState<kK, kWarps>(shared->state[i % kStages], Warp(), s,
+                             &shared->handed[i % kStages][Warp()]);
+    if (kStages == 1) {
       SyncThreads();
-    } else {
-      CopyAsyncWait<kStages - 2>();
-      SyncThreads();  // this stage is there, and the one before has been read
-      const int ahead = i + kStages - 1;
-      if (ahead < span.chunks) {
-        LoadStage(args, chunks[ahead], head, value_stride, column, stages + ahead % kStages);
-      }
-      CopyAsyncCommit();
+      SyncThreads();
     }
-    const StateStage<kK, kWarps>& stage = stages[i % kStages];
-    float u[8][4];
-    float o[8][4] = {};
-    ReadState<kK, kWarps>(s, stage, u, o);
-    WriteState<kK, kWarps>(u, stage, s, o);
-    StoreOutputs(
-        o, chunks[i].rows, value_stride,
-        args.o + static_cast<int64_t>(chunks[i].row) * value_stride + column + kStateRows * Warp());
   }
+  if (kStages > 1) SyncThreads();
   MoveState<kK>(slot, /*load=*/false, s);
+}
+
+template <int kK, int kWarps, int kStages>
+OSDN_DEVICE void WriteOutputs(const ChunkArgs& args, ChunkPlan chunk, const StatePlace& at,
+                              int stage, const StateShared<kK, kWarps, kStages>& shared) {
+  const int warp = Warp() - kWarps;
+  float o[8][4] = {};
+  ComputeOutputs<kK>(shared.output[stage], shared.handed[stage][warp], o);
+  StoreOutputs(o, chunk.rows, at.value_stride,
+               args.o + chunk.row * at.value_stride + at.column + kStateRows * warp);
+}
+
+// With two stages. Chunk i's barrier finds its state operands in shared memory; behind it the state
+// operands of the next chunk and the output operands of this one set out, and the outputs of the
+// one before are computed.
+template <int kK, int kWarps>
+OSDN_DEVICE void RunOutputWarp(const ChunkArgs& args, const SpanPlan& span, const StatePlace& at,
+                               StateShared<kK, kWarps, 2>* shared) {
+  const ChunkPlan* chunks = args.chunks + span.first_chunk;
+  ChunkPlan before = {};
+  ChunkPlan now = chunks[0];
+  LoadState<kK, kWarps>(args, now, at, &shared->state[0]);
+  CopyAsyncCommit();
+  for (int i = 0; i <= span.chunks; ++i) {
+    const bool more = i + 1 < span.chunks;
+    const ChunkPlan next = more ? chunks[i + 1] : ChunkPlan{};
+    CopyAsyncWait<0>();
+    SyncThreads();
+    if (more) LoadState<kK, kWarps>(args, next, at, &shared->state[(i + 1) % 2]);
+    if (i < span.chunks) LoadOutput<kK, kWarps>(args, now, at, &shared->output[i % 2]);
+    CopyAsyncCommit();
+    if (i > 0) WriteOutputs<kK, kWarps, 2>(args, before, at, (i - 1) % 2, *shared);
+    before = now;
+    now = next;
+  }
+}
+
+// With one stage: three barriers a chunk. All operands are there; the state warps are done; the
+// output warps are.
+template <int kK, int kWarps>
+OSDN_DEVICE void RunOutputWarp(const ChunkArgs& args, const SpanPlan& span, const StatePlace& at,
+                               StateShared<kK, kWarps, 1>* shared) {
+  const ChunkPlan* chunks = args.chunks + span.first_chunk;
+  ChunkPlan now = chunks[0];
+  LoadState<kK, kWarps>(args, now, at, &shared->state[0]);
+  LoadOutput<kK, kWarps>(args, now, at, &shared->output[0]);
+  CopyAsyncCommit();
+  for (int i = 0; i < span.chunks; ++i) {
+    const bool more = i + 1 < span.chunks;
+    const ChunkPlan next = more ? chunks[i + 1] : ChunkPlan{};
+    CopyAsyncWait<0>();
+    SyncThreads();
+    SyncThreads();
+    if (more) LoadState<kK, kWarps>(args, next, at, &shared->state[0]);
+    WriteOutputs<kK, kWarps, 1>(args, now, at, 0, *shared);
+    SyncThreads();
+    if (more) LoadOutput<kK, kWarps>(args, next, at, &shared->output[0]);
+    CopyAsyncCommit();
+    now = next;
+  }
+}
+
+// Grid (spans, heads, value_dim / (16 kWarps)), 2 kWarps * 32 threads.
+template <int kK, int kWarps, int kStages>
+OSDN_DEVICE void StatePassBody(const ChunkArgs& args, int value_dim, unsigned char* memory) {
+  auto* shared = reinterpret_cast<StateShared<kK, kWarps, kStages>*>(memory);
+  const SpanPlan span = args.spans[BlockIndexX()];
+  StatePlace at;
+  at.head = BlockIndexY();
+  at.heads = args.heads;
+  at.value_stride = static_cast<int64_t>(args.heads) * value_dim;
+  at.column = static_cast<int64_t>(at.head) * value_dim + BlockIndexZ() * kStateRows * kWarps;
+  if (Warp() < kWarps) {
+    RunStateWarp<kK, kWarps, kStages>(args, span, at, shared);
+  } else {
+    RunOutputWarp<kK, kWarps>(args, span, at, shared);
+  }
 }
 
 }  // namespace osdn::kernels::cuda

@@ -16,30 +16,47 @@ constexpr int kTilePadding = 8;
 constexpr int TileStride(int columns) { return columns + kTilePadding; }
 
 // Enqueues rows [0, rows) of a matrix with `row_stride` elements a row; the tile's others are zero.
+// By `kThreads` threads of which this is `thread`: each keeps its column and steps through rows, so
+// that a whole tile costs an addition a copy.
 template <int kColumns, int kThreads>
-OSDN_DEVICE void LoadTileAsync(const Bf16* global, int64_t row_stride, int rows, Bf16* tile) {
+OSDN_DEVICE void LoadTileAsync(const Bf16* global, int64_t row_stride, int rows, int thread,
+                               Bf16* tile) {
   constexpr int kUnits = kColumns / 8;
-  OSDN_UNROLL
-  for (int i = ThreadIndex(); i < kTileRows * kUnits; i += kThreads) {
-    const int row = i / kUnits;
-    const int column = i % kUnits * 8;
+  static_assert(kThreads % kUnits == 0);
+  constexpr int kStep = kThreads / kUnits;  // rows
+  const int first = thread / kUnits;
+  const int column = thread % kUnits * 8;
+  const Bf16* from = global + first * row_stride + column;
+  Bf16* to = tile + first * TileStride(kColumns) + column;
+  if (kStep <= kTileRows ? rows == kTileRows : false) {
+    OSDN_UNROLL
+    for (int row = 0; row < kTileRows; row += kStep) {
+      CopyAsync16(to + row * TileStride(kColumns), from, true);
+      from += kStep * row_stride;
+    }
+    return;
+  }
+  for (int row = first; row < kTileRows; row += kStep) {
     const bool valid = row < rows;
-    CopyAsync16(tile + row * TileStride(kColumns) + column,
-                global + (valid ? row * row_stride + column : 0), valid);
+    CopyAsync16(to, valid ? from : global, valid);
+    from += kStep * row_stride;
+    to += kStep * TileStride(kColumns);
   }
 }
+
+struct alignas(16) Unit {
+  uint32_t words[4];
+};
 
 // Rows [first, last) of a tile to device memory, by `kThreads` threads of which this is `thread`.
 template <int kColumns, int kThreads>
 OSDN_DEVICE void StoreTileRows(const Bf16* tile, int first, int last, int thread, Bf16* global,
                                int64_t row_stride) {
   constexpr int kUnits = kColumns / 8;
-  for (int i = thread; i < (last - first) * kUnits; i += kThreads) {
-    const int row = first + i / kUnits;
-    const int column = i % kUnits * 8;
-    struct alignas(16) Unit {
-      uint32_t words[4];
-    };
+  static_assert(kThreads % kUnits == 0);
+  constexpr int kStep = kThreads / kUnits;
+  const int column = thread % kUnits * 8;
+  for (int row = first + thread / kUnits; row < last; row += kStep) {
     *reinterpret_cast<Unit*>(global + row * row_stride + column) =
         *reinterpret_cast<const Unit*>(tile + row * TileStride(kColumns) + column);
   }
@@ -186,12 +203,12 @@ OSDN_DEVICE void StoreOffDiagonal(const float (&z)[2][4], int row, int column, f
   }
 }
 
-// x [64, kInverseStride]: below the diagonal M, becomes (I + M)^-1 on and below the diagonal; what
-// is above is neither read nor written outside the 16x16 blocks on the diagonal, where it becomes
-// zero. By 4 warps; the caller synchronises before and after.
+// x [64, kInverseStride]: below the diagonal M, becomes (I + M)^-1 on and below the diagonal. Of
+// what is above only the halves of the 16x16 blocks on the diagonal become zero; the rest is
+// rubbish. By the block's first 4 warps; all call it, and the caller synchronises before and after.
 OSDN_DEVICE void InvertUnitLower(float* x) {
   const int w = Warp();
-  InvertDiagonalBlock(x, w);
+  if (w < 4) InvertDiagonalBlock(x, w);
   SyncThreads();
   float z[2][4];
   if (w < 2) {
@@ -199,7 +216,7 @@ OSDN_DEVICE void InvertUnitLower(float* x) {
     SyncWarp();
     StoreOffDiagonal(z, 32 * w + 16, 32 * w, x);
   } else if (w == 2) {
-    // The block above the diagonal inside X11 and X22 of the next step is read as zero.
+    // The blocks above the diagonal inside X11 and X22 of the next step are read as zero.
     for (int i = Lane(); i < 2 * 16 * 16; i += kWarp) {
       const int row = i / 256 * 32 + i % 256 / 16;
       x[row * kInverseStride + i / 256 * 32 + 16 + i % 16] = 0.0F;
@@ -207,10 +224,13 @@ OSDN_DEVICE void InvertUnitLower(float* x) {
   }
   SyncThreads();
   const int row = 32 + w % 2 * 16;
-  SolveOffDiagonal<32>(x, row, 32, 0, w / 2, z);
+  if (w < 4) SolveOffDiagonal<32>(x, row, 32, 0, w / 2, z);
   SyncThreads();
-  StoreOffDiagonal(z, row, w / 2 * 16, x);
+  if (w < 4) StoreOffDiagonal(z, row, w / 2 * 16, x);
 }
+
+// Columns of a row that blocks on and below the diagonal have.
+OSDN_DEVICE int LowerColumns(int row) { return row / 16 * 16 + 16; }
 
 // --- Decays of a chunk ---
 

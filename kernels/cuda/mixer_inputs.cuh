@@ -39,33 +39,13 @@ OSDN_DEVICE float LogAlpha(const InputArgs& input, int64_t gate, int head) {
   return LogSigmoid(input.log_alpha[gate] + bias);
 }
 
-// N neighbouring elements, read at once.
-template <typename T, int N>
-struct alignas(sizeof(T) * N <= 16 ? sizeof(T) * N : 16) Pack {
-  T values[N];
-};
-
-template <typename T, int N>
-OSDN_DEVICE void LoadPack(const T* from, float (&to)[N]) {
-  const auto pack = *reinterpret_cast<const Pack<T, N>*>(from);
-  OSDN_UNROLL
-  for (int i = 0; i < N; ++i) to[i] = Load(&pack.values[i]);
-}
-
-template <typename T, int N>
-OSDN_DEVICE void StorePack(const float (&from)[N], T* to) {
-  Pack<T, N> pack;
-  OSDN_UNROLL
-  for (int i = 0; i < N; ++i) Store(&pack.values[i], from[i]);
-  *reinterpret_cast<Pack<T, N>*>(to) = pack;
-}
-
 // One head's channels of q, k or v along a run of rows: a lane has kDim / 32 neighbouring channels
 // and keeps their last inputs in registers.
 template <typename T, int kDim>
 class ConvWindow {
  public:
   static constexpr int kOwn = kDim / kWarp;
+  using Row = Pack<T, kOwn>;
 
   // `x` is the matrix [rows, channels], `head` of channels / kDim.
   OSDN_DEVICE ConvWindow(const ConvArgs& conv, int taps, const T* x, int64_t channels, int head,
@@ -77,9 +57,12 @@ class ConvWindow {
       bias_[i] = conv.bias == nullptr ? 0.0F : conv.bias[channel_ + i];
       OSDN_UNROLL
       for (int j = 0; j < kMaxTaps; ++j) {
-        // The last tap multiplies the current input; those that are not there are zero.
+        // The last tap multiplies the current input; those that are not there are zero, and without
+        // a convolution the last is one.
         const int tap = j - (kMaxTaps - taps);
-        weight_[j][i] = tap >= 0 && taps > 0 ? conv.weight[(channel_ + i) * taps + tap] : 0.0F;
+        weight_[j][i] = taps == 0  ? (j == kMaxTaps - 1 ? 1.0F : 0.0F)
+                        : tap >= 0 ? conv.weight[(channel_ + i) * taps + tap]
+                                   : 0.0F;
       }
     }
   }
@@ -90,20 +73,18 @@ class ConvWindow {
     for (int j = 1; j < kMaxTaps; ++j) Read(row - kMaxTaps + j, &inputs_[j]);
   }
 
-  // The convolution at `row`, without activation.
-  OSDN_DEVICE void Next(int row, float (&y)[kOwn]) {
-    OSDN_UNROLL
-    for (int j = 0; j + 1 < kMaxTaps; ++j) {
-      OSDN_UNROLL
-      for (int i = 0; i < kOwn; ++i) inputs_[j][i] = inputs_[j + 1][i];
-    }
-    Read(row, &inputs_[kMaxTaps - 1]);
+  // A row of the span as it lies, to be read well before it is needed.
+  OSDN_DEVICE Row Fetch(int row) const {
+    return *reinterpret_cast<const Row*>(x_ + row * channels_ + channel_);
+  }
+
+  // The convolution at the next row, without activation.
+  OSDN_DEVICE void Next(const Row& row, float (&y)[kOwn]) {
     OSDN_UNROLL
     for (int i = 0; i < kOwn; ++i) {
-      if (taps_ == 0) {
-        y[i] = inputs_[kMaxTaps - 1][i];
-        continue;
-      }
+      OSDN_UNROLL
+      for (int j = 0; j + 1 < kMaxTaps; ++j) inputs_[j][i] = inputs_[j + 1][i];
+      inputs_[kMaxTaps - 1][i] = Load(&row.values[i]);
       y[i] = bias_[i];
       OSDN_UNROLL
       for (int j = 0; j < kMaxTaps; ++j) y[i] += weight_[j][i] * inputs_[j][i];
@@ -161,22 +142,32 @@ OSDN_DEVICE void PrepareRows(const InputArgs& input, const ConvArgs& conv, const
   ConvWindow<T, kDim> window(conv, input.taps, x, channels, head, span);
   window.Seek(first);
   const Activation activation = kKind == InputKind::kValue ? Activation::kSilu : input.activation;
-  for (int row = first; row < last; ++row) {
-    float values[kOwn];
-    window.Next(row, values);
-    float sum = 0.0F;
+  constexpr int kAhead = 8;  // rows in flight
+  for (int start = first; start < last; start += kAhead) {
+    typename ConvWindow<T, kDim>::Row rows[kAhead];
     OSDN_UNROLL
-    for (int i = 0; i < kOwn; ++i) {
-      values[i] = Activate(activation, values[i]);
-      sum += input.norm == QkNorm::kL2 ? values[i] * values[i] : values[i];
+    for (int i = 0; i < kAhead; ++i) {
+      rows[i] = window.Fetch(start + i < last ? start + i : last - 1);
     }
-    if (kKind != InputKind::kValue) {
-      float factor = QkFactor(input.norm, WarpSum(sum));
-      if (kKind == InputKind::kQuery) factor *= input.q_scale;
+    OSDN_UNROLL
+    for (int i = 0; i < kAhead; ++i) {
+      if (start + i >= last) break;
+      float values[kOwn];
+      window.Next(rows[i], values);
+      float sum = 0.0F;
       OSDN_UNROLL
-      for (int i = 0; i < kOwn; ++i) values[i] *= factor;
+      for (int c = 0; c < kOwn; ++c) {
+        values[c] = Activate(activation, values[c]);
+        sum += input.norm == QkNorm::kL2 ? values[c] * values[c] : values[c];
+      }
+      if (kKind != InputKind::kValue) {
+        float factor = QkFactor(input.norm, WarpSum(sum));
+        if (kKind == InputKind::kQuery) factor *= input.q_scale;
+        OSDN_UNROLL
+        for (int c = 0; c < kOwn; ++c) values[c] *= factor;
+      }
+      StorePack<T, kOwn>(values, y + (start + i) * channels + head * kDim + Lane() * kOwn);
     }
-    StorePack<T, kOwn>(values, y + row * channels + head * kDim + Lane() * kOwn);
   }
 }
 

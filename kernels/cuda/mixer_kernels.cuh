@@ -49,10 +49,10 @@ template <int kK, int kV, int kWarps>
 struct StatePassKernel {
   using Args = ChunkArgs;
   // Two where they fit into the 227 KiB that a Hopper block may have.
-  static constexpr int kStages = 2 * sizeof(StateStage<kK, kWarps>) <= 227 * 1024 ? 2 : 1;
-  static constexpr int kThreads = kWarps * kWarp;
+  static constexpr int kStages = sizeof(StateShared<kK, kWarps, 2>) <= 227 * 1024 ? 2 : 1;
+  static constexpr int kThreads = 2 * kWarps * kWarp;
   static constexpr int kMinBlocks = 1;
-  static constexpr size_t kSharedBytes = kStages * sizeof(StateStage<kK, kWarps>);
+  static constexpr size_t kSharedBytes = sizeof(StateShared<kK, kWarps, kStages>);
   static OSDN_DEVICE void Run(const Args& args, unsigned char* shared) {
     StatePassBody<kK, kWarps, kStages>(args, kV, shared);
   }
@@ -80,7 +80,7 @@ template <typename T, int kK, int kV>
 struct RecurrentKernel {
   using Args = RecurrentArgs<T>;
   static constexpr int kThreads = kRecurrentThreads;
-  static constexpr int kMinBlocks = 2;  // a multiprocessor: one's loads behind another's sums
+  static constexpr int kMinBlocks = 3;  // a multiprocessor: one's loads behind another's sums
   static constexpr size_t kSharedBytes = sizeof(RecurrentShared<kK, kV>);
   static OSDN_DEVICE void Run(const Args& args, unsigned char* shared) {
     RecurrentBody<T, kK, kV>(args, shared);
@@ -93,16 +93,10 @@ struct Grid {
   int z = 1;
 };
 
-// How many warps of 16 value rows share a block of the state pass: few where there are few heads to
-// fill the multiprocessors, many where there are many, so that less is read twice.
+// How many state warps of 16 value rows share a block of the state pass: few where there are few
+// heads to fill the multiprocessors, more where there are many, so that less is read twice.
 constexpr int StatePassWarps(int64_t heads_of_spans, int value_dim, int multiprocessors) {
-  for (const int warps : {8, 4}) {
-    if (value_dim % (kStateRows * warps) == 0 &&
-        heads_of_spans * (value_dim / (kStateRows * warps)) >= multiprocessors / 2) {
-      return warps;
-    }
-  }
-  return 2;
+  return heads_of_spans * (value_dim / (kStateRows * 4)) >= multiprocessors / 2 ? 4 : 2;
 }
 
 // Both phases for all spans. `launch.template Launch<Kernel>(grid, args)` enqueues a kernel and
@@ -120,11 +114,6 @@ bool LaunchChunks(Launcher& launch, const DevicePlan& plan, int multiprocessors,
   const int warps =
       StatePassWarps(static_cast<int64_t>(plan.num_spans) * args.heads, kV, multiprocessors);
   const Grid states = {plan.num_spans, args.heads, kV / (kStateRows * warps)};
-  if (warps == 8) {
-    if constexpr (kV % (kStateRows * 8) == 0) {
-      return launch.template Launch<StatePassKernel<kK, kV, 8>>(states, args);
-    }
-  }
   if (warps == 4) return launch.template Launch<StatePassKernel<kK, kV, 4>>(states, args);
   return launch.template Launch<StatePassKernel<kK, kV, 2>>(states, args);
 }

@@ -1,7 +1,7 @@
 // The recurrence token by token: decode, where convolution, norms and gates go along in the same
 // launch, and float32 prefill. One block a row (or span) and head.
 //
-// Eight lanes share a row of S and read it by 16 bytes each: 128 bytes in a piece. S goes through
+// Sixteen lanes share a row of S and read it by 16 bytes each: 256 bytes in a piece. S goes through
 // registers once a token: read, S k and S q, rank-1 update, written. Sums over K are computed by
 // each warp for itself, so that a token needs two barriers.
 #ifndef OSDN_KERNELS_CUDA_MIXER_RECURRENT_CUH_
@@ -12,7 +12,7 @@
 namespace osdn::kernels::cuda {
 
 constexpr int kRecurrentThreads = 256;
-constexpr int kRowLanes = 8;  // that share a row of S
+constexpr int kRowLanes = 16;  // that share a row of S
 
 template <int kK, int kV>
 struct RecurrentShared {
@@ -114,9 +114,9 @@ using StateRow = float[kK / kRowLanes];
 template <int kK>
 OSDN_DEVICE void ReadStateRow(const float* s, StateRow<kK>& row) {
   OSDN_UNROLL
-  for (int i = 0; i < kK / 32; ++i) {
+  for (int i = 0; i < kK / (4 * kRowLanes); ++i) {
     float part[4];
-    LoadPack<float, 4>(s + 32 * i + ThreadIndex() % kRowLanes * 4, part);
+    LoadPack<float, 4>(s + (kRowLanes * i + ThreadIndex() % kRowLanes) * 4, part);
     OSDN_UNROLL
     for (int j = 0; j < 4; ++j) row[4 * i + j] = part[j];
   }
@@ -160,11 +160,11 @@ OSDN_DEVICE void AdvanceRow(const RecurrentShared<kK, kV>& shared, const HeadSum
 template <int kK>
 OSDN_DEVICE void WriteStateRow(const StateRow<kK>& row, float* s) {
   OSDN_UNROLL
-  for (int i = 0; i < kK / 32; ++i) {
+  for (int i = 0; i < kK / (4 * kRowLanes); ++i) {
     float part[4];
     OSDN_UNROLL
     for (int j = 0; j < 4; ++j) part[j] = row[4 * i + j];
-    StorePack<float, 4>(part, s + 32 * i + ThreadIndex() % kRowLanes * 4);
+    StorePack<float, 4>(part, s + (kRowLanes * i + ThreadIndex() % kRowLanes) * 4);
   }
 }
 
@@ -220,8 +220,9 @@ template <typename T, int kK, int kV>
 OSDN_DEVICE void RecurrentBody(const RecurrentArgs<T>& args, unsigned char* memory) {
   constexpr int kPassRows = kRecurrentThreads / kRowLanes;
   constexpr int kPasses = kV / kPassRows;
-  // Rows of S in flight a thread: 64 registers of them.
-  constexpr int kGroup = kPasses * (kK / kRowLanes) <= 64 ? kPasses : 64 / (kK / kRowLanes);
+  // Rows of S in flight a thread: 32 registers of them, so that three blocks share a
+  // multiprocessor.
+  constexpr int kGroup = kPasses * (kK / kRowLanes) <= 32 ? kPasses : 32 / (kK / kRowLanes);
   auto* shared = reinterpret_cast<RecurrentShared<kK, kV>*>(memory);
   const int head = BlockIndexY();
   SpanPlan span;

@@ -110,6 +110,9 @@ OSDN_DEVICE uint32_t PackBf16(float low, float high) {
   return bits;
 }
 OSDN_DEVICE float Exp(float x) { return expf(x); }
+// To about 2 units in the last place of e^x's argument, a tenth of the instructions.
+OSDN_DEVICE float FastExp(float x) { return __expf(x); }
+OSDN_DEVICE float FastDivide(float a, float b) { return __fdividef(a, b); }
 OSDN_DEVICE float Log1p(float x) { return log1pf(x); }
 OSDN_DEVICE float RsqrtExact(float x) { return 1.0F / sqrtf(x); }
 OSDN_DEVICE float Max(float a, float b) { return fmaxf(a, b); }
@@ -226,6 +229,8 @@ OSDN_DEVICE uint32_t PackBf16(float low, float high) {
   return RoundBf16(low) | RoundBf16(high) << 16;
 }
 OSDN_DEVICE float Exp(float x) { return std::exp(x); }
+OSDN_DEVICE float FastExp(float x) { return std::exp(x); }
+OSDN_DEVICE float FastDivide(float a, float b) { return a / b; }
 OSDN_DEVICE float Log1p(float x) { return std::log1p(x); }
 OSDN_DEVICE float RsqrtExact(float x) { return 1.0F / std::sqrt(x); }
 OSDN_DEVICE float Max(float a, float b) { return std::fmax(a, b); }
@@ -245,8 +250,30 @@ OSDN_DEVICE void Store(Bf16* p, float value) {
   p->bits = static_cast<uint16_t>(PackBf16(value, 0.0F));
 }
 
+// N neighbouring elements, read at once.
+template <typename T, int N>
+struct alignas(sizeof(T) * N <= 16 ? sizeof(T) * N : 16) Pack {
+  T values[N];
+};
+
+template <typename T, int N>
+OSDN_DEVICE void LoadPack(const T* from, float (&to)[N]) {
+  const auto pack = *reinterpret_cast<const Pack<T, N>*>(from);
+  OSDN_UNROLL
+  for (int i = 0; i < N; ++i) to[i] = Load(&pack.values[i]);
+}
+
+template <typename T, int N>
+OSDN_DEVICE void StorePack(const float (&from)[N], T* to) {
+  Pack<T, N> pack;
+  OSDN_UNROLL
+  for (int i = 0; i < N; ++i) Store(&pack.values[i], from[i]);
+  *reinterpret_cast<Pack<T, N>*>(to) = pack;
+}
+
 OSDN_DEVICE float Sigmoid(float x) { return 1.0F / (1.0F + Exp(-x)); }
-OSDN_DEVICE float Silu(float x) { return x / (1.0F + Exp(-x)); }
+// The divisor is kept in the range that the fast division has.
+OSDN_DEVICE float Silu(float x) { return FastDivide(x, 1.0F + FastExp(Min(-x, 80.0F))); }
 // Without overflow on either side.
 OSDN_DEVICE float LogSigmoid(float x) { return Min(x, 0.0F) - Log1p(Exp(x < 0 ? x : -x)); }
 
