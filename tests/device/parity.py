@@ -2,7 +2,9 @@
 
 Bars (docs/model.md section 5): float32 logits within 1e-3, bf16 mean KL at most 1e-3, and the same
 greedy tokens in float32. Every check runs even after a failure; the exit status tells.
-Usage: parity.py --tools osdn-tools --repository DIR --work DIR --json FILE [--backend cuda]
+With --far, instead: the same greedy tokens behind a prompt of a million tokens, which both backends
+read at the same time (the cpu needs a minute for it).
+Usage: parity.py --tools osdn-tools --repository DIR --work DIR --json FILE [--backend cuda] [--far]
 """
 
 import argparse
@@ -19,6 +21,8 @@ from safetensors.numpy import load_file
 LOGITS_BAR = 1e-3
 KL_BAR = 1e-3
 GREEDY_TOKENS = 256
+FAR_TOKENS = 1_000_000
+FAR_GREEDY_TOKENS = 64
 PROMPTS = [
     "Once upon a time",
     "Lily and her dog went to the park. They",
@@ -136,6 +140,41 @@ class Parity:
         complete = all(same == GREEDY_TOKENS for same in agreed)
         return complete or not must_agree, {"agreed_tokens": agreed, "of": GREEDY_TOKENS}
 
+    def far(self):
+        texts = self.repository / "tests/data/heldout"
+        text = "".join((texts / name).read_text("utf-8") for name in ("stories.txt", "prose.txt"))
+        text = text.replace("\f", "\n")
+        model, prompt = self.model_of("f32"), self.work / "far.txt"
+
+        def generate(backend, **options):
+            return subprocess.Popen(
+                [self.tools, "generate", "--model", model, "--prompt-file", prompt, "--json",
+                 "--temperature", "0", "--max-tokens", str(FAR_GREEDY_TOKENS), "--ignore-eos",
+                 "--backend", backend],
+                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, **options,
+            )  # fmt: skip
+
+        def answer(process):
+            out, _ = process.communicate()
+            if process.returncode != 0:
+                raise RuntimeError(f"osdn-tools generate: status {process.returncode}")
+            return json.loads(out)
+
+        prompt.write_text(text, encoding="utf-8")
+        tokens = answer(generate(self.backend))["usage"]["prompt_tokens"]
+        prompt.write_text(text * (FAR_TOKENS // tokens + 1), encoding="utf-8")
+        both = [generate(backend) for backend in (self.backend, "cpu")]
+        ours, theirs = [answer(process) for process in both]
+        pairs = zip(ours["token_ids"], theirs["token_ids"])
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), FAR_GREEDY_TOKENS)
+        return same == FAR_GREEDY_TOKENS, {
+            "position": ours["usage"]["prompt_tokens"],
+            "agreed_tokens": same,
+            "of": FAR_GREEDY_TOKENS,
+            "prefill_s": ours["timings"]["prefill_ms"] / 1e3,
+            "cpu_prefill_s": theirs["timings"]["prefill_ms"] / 1e3,
+        }
+
     def golden(self, name, step):
         source = self.repository / "tests/data/golden" / name
         model = self.work / f"golden-{name}"
@@ -182,8 +221,13 @@ def main():
     parser.add_argument("--work", required=True, help="folder for models and logits")
     parser.add_argument("--json", required=True, help="written anew after each check")
     parser.add_argument("--backend", default="cuda")
-    parity = Parity(parser.parse_args())
-    parity.all()
+    parser.add_argument("--far", action="store_true")
+    args = parser.parse_args()
+    parity = Parity(args)
+    if args.far:
+        parity.check(f"f32 greedy tokens behind {FAR_TOKENS:,}", parity.far)
+    else:
+        parity.all()
     failed = [check["name"] for check in parity.checks if not check["passed"]]
     print(f"parity: {len(parity.checks) - len(failed)} of {len(parity.checks)} passed")
     return 1 if failed else 0

@@ -48,6 +48,7 @@ def bench_lines(bench, ceilings):
             f"{step * 1e3:10.3f}{bandwidth:9.0f}{number(ratio(bandwidth, copy), 3):>9}"
             f"{case['latency_vs_first_position']:11.3f}"
         )
+    yield from op_lines(bench)
     if bench["prefill"]:
         yield "  prefill  prompt   tokens/s    TTFT ms  TFLOP/s  of peak   (products with weights)"
     for case in bench["prefill"]:
@@ -57,6 +58,16 @@ def bench_lines(bench, ceilings):
             f"          {case['prompt']:7}{case['tokens_per_s']:11.0f}{seconds * 1e3:11.2f}"
             f"{number(flops or None):>9}{number(ratio(flops, peak), 3):>9}"
         )
+
+
+def op_lines(bench):
+    """Where a decode step's time goes, each op waited for: the smallest batch and the largest."""
+    timed = [case for case in bench["decode"] if case.get("ops")]
+    batches = {case["batch"]: case for case in reversed(timed)}
+    for batch in sorted({min(batches, default=0), max(batches, default=0)} & set(batches)):
+        ops = batches[batch]["ops"][:5]
+        shares = ", ".join(f"{op['op']} {op['share']:.0%}" for op in ops)
+        yield f"           batch {batch} by op: {shares}"
 
 
 # Weights of one layer's products, by the reference shapes of models/configs.
@@ -152,6 +163,7 @@ def table(args):
     print("\n==> Table")
     for lines in (
         parity_lines(parts.get("parity", {})),
+        parity_lines(parts.get("far", {})),
         ceiling_lines(ceilings),
         *(bench_lines(bench, ceilings) for bench in benches.values() if bench),
         fla_lines(mixer, fla),
