@@ -6,13 +6,13 @@
 #   bash build/device/device.sh [SECTION...]             there, from the root of a checkout
 #   tests/device.sh [SECTION...]                         where build/cuda was built in place
 #
-# Sections, in this order: machine correct sanitize bench fla; `all` (the default) is all of them.
+# Sections, in this order: machine correct bench fla sanitize; `all` (the default) is all of them.
 #   machine   device, driver, and whether osdn-tools runs (part of every run)
 #   correct   op tests against float64, the mixer's kernels, the engine's tests, parity with the cpu
 #             backend on logits and greedy tokens, position 1,000,000
-#   sanitize  compute-sanitizer's memcheck and racecheck over a small set
 #   bench     ceilings, the mixer, decode and prefill of 340M and 1.3B models of random weights
 #   fla       flash-linear-attention on the same shapes
+#   sanitize  compute-sanitizer's memcheck and racecheck over a small set
 # A failure does not stop what follows; the exit status tells. One table comes last; results.json and
 # device.log go to $OUT (build/device-results unless set).
 # Environment: OSDN_DEVICE_SECONDS (530) bounds the run, OSDN_DEVICE_WORK (a temporary folder) keeps
@@ -31,13 +31,13 @@ while [[ $# -gt 0 ]]; do
       exec "$here/device/pack.sh" "$@"
       ;;
     machine | correct | sanitize | bench | fla) sections+=("$1") ;;
-    all) sections+=(machine correct sanitize bench fla) ;;
+    all) sections+=(machine correct bench fla sanitize) ;;
     -h | --help) usage; exit ;;
     *) echo "device.sh: unknown argument '$1'; see --help" >&2; exit 2 ;;
   esac
   shift
 done
-[[ ${#sections[@]} -gt 0 ]] || sections=(machine correct sanitize bench fla)
+[[ ${#sections[@]} -gt 0 ]] || sections=(machine correct bench fla sanitize)
 
 wants() { [[ " ${sections[*]} " == *" $1 "* ]]; }
 
@@ -67,14 +67,19 @@ else
 fi
 finish() {
   local job
-  for job in $(jobs -p); do kill "$job" 2>/dev/null; done
+  for job in $(jobs -p); do
+    [[ $job == "$tee" ]] || kill "$job" 2>/dev/null
+  done
   [[ -z ${made_work:-} ]] || rm -rf "$made_work"
+  exec >&- 2>&- # so that tee ends, with all of the log written
+  wait "$tee"
 }
 trap finish EXIT
 parts=$work/results # a JSON file a step that has figures
 rm -rf "$parts"
 mkdir -p "$parts"
 exec > >(tee "$out/device.log") 2>&1
+tee=$!
 
 # cuBLASLt is half a gigabyte, so it is the machine's own: the toolkit's, or the one PyTorch brings.
 find_cublas() {
@@ -290,6 +295,7 @@ run_fla() {
       --deadline 140
   fi
   local left=$((limit - SECONDS - 15))
+  ! wants sanitize || left=$((left - 60))
   [[ $left -lt 150 ]] || left=150
   step "fla" $((left + 10)) env PYTHONPATH="$site" python3 "$here/device/fla_bench.py" \
     --json "$parts/fla.json" --deadline $((left > 0 ? left : 1))
@@ -297,10 +303,10 @@ run_fla() {
 
 echo "sections: ${sections[*]}; at most $limit s"
 step machine 30 bash -c "$(declare -f describe_machine); describe_machine"
-if wants fla && { wants correct || wants sanitize; }; then start_prewarm; fi
+if wants fla && wants correct; then start_prewarm; fi
 wants correct && correct
-wants sanitize && sanitize
 wants bench && finish_prewarm
 wants bench && run_bench
 wants fla && run_fla
+wants sanitize && sanitize
 python3 "$here/device/report.py" table --parts "$parts" --steps "$steps" --json "$out/results.json"
