@@ -76,8 +76,11 @@ absl::Status Model::Forward(const BatchView& batch, absl::Span<const int32_t> to
                             absl::Span<const int64_t> logit_rows, const StatePool& pool,
                             absl::Span<float> logits) {
   if (absl::Status s = CheckForward(batch, tokens, logit_rows, pool, logits); !s.ok()) return s;
-  const kernels::StepInputs step = {
-      .key = this, .batch = batch, .tokens = tokens, .logit_rows = logit_rows};
+  const kernels::StepInputs step = {.key = this,
+                                    .state = pool.At(0).base,
+                                    .batch = batch,
+                                    .tokens = tokens,
+                                    .logit_rows = logit_rows};
   const auto body = [&](const BatchView& padded) { return RunBlocks(padded, step, pool); };
   if (absl::Status s = backend_->RunStep(step, body); !s.ok()) return s;
   if (logit_rows.empty()) return absl::OkStatus();

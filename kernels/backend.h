@@ -56,9 +56,10 @@ class Buffer {
 
 // What one step reads from the host.
 struct StepInputs {
-  // Whose body it is: steps of one key and the same numbers of rows, decode rows and logit rows
-  // call the same ops with the same pointers.
+  // Whose body it is: steps of one key, one state and the same numbers of rows, decode rows and
+  // logit rows call the same ops with the same pointers.
   const void* key = nullptr;
+  const void* state = nullptr;  // whose slots: where the pool's memory begins
   BatchView batch;
   absl::Span<const int32_t> tokens;      // [batch.rows], for Embed
   absl::Span<const int64_t> logit_rows;  // for GatherRows

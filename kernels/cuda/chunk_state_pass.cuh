@@ -36,11 +36,12 @@ struct HandedOver {
   Unit u[kTileRows / 16][kWarp];
 };
 
-template <int kK, int kWarps, int kStages>
+// kHanded: buffers of what is handed over; 1 where warps hand over to themselves.
+template <int kK, int kWarps, int kStages, int kHanded = kStages>
 struct alignas(16) StateShared {
   StateOperands<kK, kWarps> state[kStages];
   OutputOperands<kK> output[kStages];
-  HandedOver<kK> handed[kStages][kWarps];
+  HandedOver<kK> handed[kHanded][kWarps];
 };
 
 // Of a block: where its columns lie.
@@ -52,10 +53,9 @@ struct StatePlace {
 };
 
 template <int kK, int kWarps>
-OSDN_DEVICE void LoadState(const ChunkArgs& args, ChunkPlan chunk, const StatePlace& at,
+OSDN_DEVICE void LoadState(const ChunkArgs& args, ChunkPlan chunk, const StatePlace& at, int thread,
                            StateOperands<kK, kWarps>* to) {
   constexpr int kThreads = kWarps * kWarp;
-  const int thread = ThreadIndex() - kThreads;  // of the output warps
   const int64_t row = chunk.row * at.heads + at.head;
   const int64_t key_stride = at.heads * kK;
   LoadTileAsync<kK, kThreads>(args.w + row * kK, key_stride, chunk.rows, thread, to->w);
@@ -66,9 +66,8 @@ OSDN_DEVICE void LoadState(const ChunkArgs& args, ChunkPlan chunk, const StatePl
 
 template <int kK, int kWarps>
 OSDN_DEVICE void LoadOutput(const ChunkArgs& args, ChunkPlan chunk, const StatePlace& at,
-                            OutputOperands<kK>* to) {
+                            int thread, OutputOperands<kK>* to) {
   constexpr int kThreads = kWarps * kWarp;
-  const int thread = ThreadIndex() - kThreads;  // of the output warps
   const int64_t row = chunk.row * at.heads + at.head;
   LoadTileAsync<kK, kThreads>(args.q + row * kK, at.heads * kK, chunk.rows, thread, to->q);
   LoadTileAsync<kTileRows, kThreads>(args.p + row * kTileRows, at.heads * kTileRows, chunk.rows,
@@ -216,12 +215,12 @@ OSDN_DEVICE void RunStateWarp(const ChunkArgs& args, const SpanPlan& span, const
   MoveState<kK>(slot, /*load=*/false, s);
 }
 
-template <int kK, int kWarps, int kStages>
+template <int kK>
 OSDN_DEVICE void WriteOutputs(const ChunkArgs& args, ChunkPlan chunk, const StatePlace& at,
-                              int stage, const StateShared<kK, kWarps, kStages>& shared) {
-  const int warp = Warp() - kWarps;
+                              int warp, const OutputOperands<kK>& in,
+                              const HandedOver<kK>& handed) {
   float o[8][4] = {};
-  ComputeOutputs<kK>(shared.output[stage], shared.handed[stage][warp], o);
+  ComputeOutputs<kK>(in, handed, o);
   StoreOutputs(o, chunk.rows, at.value_stride,
                args.o + chunk.row * at.value_stride + at.column + kStateRows * warp);
 }
@@ -232,20 +231,25 @@ OSDN_DEVICE void WriteOutputs(const ChunkArgs& args, ChunkPlan chunk, const Stat
 template <int kK, int kWarps>
 OSDN_DEVICE void RunOutputWarp(const ChunkArgs& args, const SpanPlan& span, const StatePlace& at,
                                StateShared<kK, kWarps, 2>* shared) {
+  const int warp = Warp() - kWarps;
+  const int thread = ThreadIndex() - kWarps * kWarp;
   const ChunkPlan* chunks = args.chunks + span.first_chunk;
   ChunkPlan before = {};
   ChunkPlan now = chunks[0];
-  LoadState<kK, kWarps>(args, now, at, &shared->state[0]);
+  LoadState<kK, kWarps>(args, now, at, thread, &shared->state[0]);
   CopyAsyncCommit();
   for (int i = 0; i <= span.chunks; ++i) {
     const bool more = i + 1 < span.chunks;
     const ChunkPlan next = more ? chunks[i + 1] : ChunkPlan{};
     CopyAsyncWait<0>();
     SyncThreads();
-    if (more) LoadState<kK, kWarps>(args, next, at, &shared->state[(i + 1) % 2]);
-    if (i < span.chunks) LoadOutput<kK, kWarps>(args, now, at, &shared->output[i % 2]);
+    if (more) LoadState<kK, kWarps>(args, next, at, thread, &shared->state[(i + 1) % 2]);
+    if (i < span.chunks) LoadOutput<kK, kWarps>(args, now, at, thread, &shared->output[i % 2]);
     CopyAsyncCommit();
-    if (i > 0) WriteOutputs<kK, kWarps, 2>(args, before, at, (i - 1) % 2, *shared);
+    if (i > 0) {
+      WriteOutputs<kK>(args, before, at, warp, shared->output[(i - 1) % 2],
+                       shared->handed[(i - 1) % 2][warp]);
+    }
     before = now;
     now = next;
   }
@@ -256,10 +260,12 @@ OSDN_DEVICE void RunOutputWarp(const ChunkArgs& args, const SpanPlan& span, cons
 template <int kK, int kWarps>
 OSDN_DEVICE void RunOutputWarp(const ChunkArgs& args, const SpanPlan& span, const StatePlace& at,
                                StateShared<kK, kWarps, 1>* shared) {
+  const int warp = Warp() - kWarps;
+  const int thread = ThreadIndex() - kWarps * kWarp;
   const ChunkPlan* chunks = args.chunks + span.first_chunk;
   ChunkPlan now = chunks[0];
-  LoadState<kK, kWarps>(args, now, at, &shared->state[0]);
-  LoadOutput<kK, kWarps>(args, now, at, &shared->output[0]);
+  LoadState<kK, kWarps>(args, now, at, thread, &shared->state[0]);
+  LoadOutput<kK, kWarps>(args, now, at, thread, &shared->output[0]);
   CopyAsyncCommit();
   for (int i = 0; i < span.chunks; ++i) {
     const bool more = i + 1 < span.chunks;
@@ -267,30 +273,76 @@ OSDN_DEVICE void RunOutputWarp(const ChunkArgs& args, const SpanPlan& span, cons
     CopyAsyncWait<0>();
     SyncThreads();
     SyncThreads();
-    if (more) LoadState<kK, kWarps>(args, next, at, &shared->state[0]);
-    WriteOutputs<kK, kWarps, 1>(args, now, at, 0, *shared);
+    if (more) LoadState<kK, kWarps>(args, next, at, thread, &shared->state[0]);
+    WriteOutputs<kK>(args, now, at, warp, shared->output[0], shared->handed[0][warp]);
     SyncThreads();
-    if (more) LoadOutput<kK, kWarps>(args, next, at, &shared->output[0]);
+    if (more) LoadOutput<kK, kWarps>(args, next, at, thread, &shared->output[0]);
     CopyAsyncCommit();
     now = next;
   }
 }
 
-// Grid (spans, heads, value_dim / (16 kWarps)), 2 kWarps * 32 threads.
-template <int kK, int kWarps, int kStages>
-OSDN_DEVICE void StatePassBody(const ChunkArgs& args, int value_dim, unsigned char* memory) {
-  auto* shared = reinterpret_cast<StateShared<kK, kWarps, kStages>*>(memory);
-  const SpanPlan span = args.spans[BlockIndexX()];
+// A warp that is its own output warp; two stages.
+template <int kK, int kWarps>
+OSDN_DEVICE void RunWholeWarp(const ChunkArgs& args, const SpanPlan& span, const StatePlace& at,
+                              StateShared<kK, kWarps, 2, 1>* shared) {
+  const ChunkPlan* chunks = args.chunks + span.first_chunk;
+  float* slot = args.s.at(span.slot) + (at.column + kStateRows * Warp()) * kK;
+  ChunkPlan now = chunks[0];
+  LoadState<kK, kWarps>(args, now, at, ThreadIndex(), &shared->state[0]);
+  LoadOutput<kK, kWarps>(args, now, at, ThreadIndex(), &shared->output[0]);
+  CopyAsyncCommit();
+  StateTiles<kK> s;
+  MoveState<kK>(slot, /*load=*/true, s);
+  for (int i = 0; i < span.chunks; ++i) {
+    const bool more = i + 1 < span.chunks;
+    const ChunkPlan next = more ? chunks[i + 1] : ChunkPlan{};
+    CopyAsyncWait<0>();
+    SyncThreads();  // this chunk's operands are there, and those of the one before have been read
+    if (more) {
+      LoadState<kK, kWarps>(args, next, at, ThreadIndex(), &shared->state[(i + 1) % 2]);
+      LoadOutput<kK, kWarps>(args, next, at, ThreadIndex(), &shared->output[(i + 1) % 2]);
+    }
+    CopyAsyncCommit();
+    HandedOver<kK>* handed = &shared->handed[0][Warp()];
+    AdvanceState<kK, kWarps>(shared->state[i % 2], Warp(), s, handed);
+    SyncWarp();
+    WriteOutputs<kK>(args, now, at, Warp(), shared->output[i % 2], *handed);
+    SyncWarp();
+    now = next;
+  }
+  MoveState<kK>(slot, /*load=*/false, s);
+}
+
+template <int kWarps>
+OSDN_DEVICE StatePlace PlaceOfBlock(int heads, int value_dim) {
   StatePlace at;
   at.head = BlockIndexY();
-  at.heads = args.heads;
-  at.value_stride = static_cast<int64_t>(args.heads) * value_dim;
+  at.heads = heads;
+  at.value_stride = static_cast<int64_t>(heads) * value_dim;
   at.column = static_cast<int64_t>(at.head) * value_dim + BlockIndexZ() * kStateRows * kWarps;
+  return at;
+}
+
+// Grid (spans, heads, value_dim / (16 kWarps)), 2 kWarps * 32 threads.
+template <int kK, int kWarps, int kStages>
+OSDN_DEVICE void SplitStatePassBody(const ChunkArgs& args, int value_dim, unsigned char* memory) {
+  auto* shared = reinterpret_cast<StateShared<kK, kWarps, kStages>*>(memory);
+  const SpanPlan span = args.spans[BlockIndexX()];
+  const StatePlace at = PlaceOfBlock<kWarps>(args.heads, value_dim);
   if (Warp() < kWarps) {
     RunStateWarp<kK, kWarps, kStages>(args, span, at, shared);
   } else {
     RunOutputWarp<kK, kWarps>(args, span, at, shared);
   }
+}
+
+// The same with kWarps * 32 threads.
+template <int kK, int kWarps>
+OSDN_DEVICE void WholeStatePassBody(const ChunkArgs& args, int value_dim, unsigned char* memory) {
+  auto* shared = reinterpret_cast<StateShared<kK, kWarps, 2, 1>*>(memory);
+  const SpanPlan span = args.spans[BlockIndexX()];
+  RunWholeWarp<kK, kWarps>(args, span, PlaceOfBlock<kWarps>(args.heads, value_dim), shared);
 }
 
 }  // namespace osdn::kernels::cuda

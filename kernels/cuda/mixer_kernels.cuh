@@ -45,16 +45,33 @@ struct LocalKernel {
   }
 };
 
+// The shared memory that a Hopper block may have.
+constexpr size_t kMaxSharedBytes = 227 * 1024;
+
+// With output warps beside kWarps state warps.
 template <int kK, int kV, int kWarps>
-struct StatePassKernel {
+struct SplitStatePassKernel {
   using Args = ChunkArgs;
-  // Two where they fit into the 227 KiB that a Hopper block may have.
-  static constexpr int kStages = sizeof(StateShared<kK, kWarps, 2>) <= 227 * 1024 ? 2 : 1;
+  static constexpr int kStages = sizeof(StateShared<kK, kWarps, 2>) <= kMaxSharedBytes ? 2 : 1;
   static constexpr int kThreads = 2 * kWarps * kWarp;
   static constexpr int kMinBlocks = 1;
   static constexpr size_t kSharedBytes = sizeof(StateShared<kK, kWarps, kStages>);
   static OSDN_DEVICE void Run(const Args& args, unsigned char* shared) {
-    StatePassBody<kK, kWarps, kStages>(args, kV, shared);
+    SplitStatePassBody<kK, kWarps, kStages>(args, kV, shared);
+  }
+};
+
+// A whole head a block.
+template <int kK, int kV>
+struct WholeStatePassKernel {
+  using Args = ChunkArgs;
+  static constexpr int kWarps = kV / kStateRows;
+  static constexpr int kThreads = kWarps * kWarp;
+  static constexpr int kMinBlocks = 1;
+  static constexpr size_t kSharedBytes = sizeof(StateShared<kK, kWarps, 2, 1>);
+  static constexpr bool kExists = kSharedBytes <= kMaxSharedBytes;
+  static OSDN_DEVICE void Run(const Args& args, unsigned char* shared) {
+    WholeStatePassBody<kK, kWarps>(args, kV, shared);
   }
 };
 
@@ -80,7 +97,8 @@ template <typename T, int kK, int kV>
 struct RecurrentKernel {
   using Args = RecurrentArgs<T>;
   static constexpr int kThreads = kRecurrentThreads;
-  static constexpr int kMinBlocks = 3;  // a multiprocessor: one's loads behind another's sums
+  // A multiprocessor: one's loads behind another's sums.
+  static constexpr int kMinBlocks = kK <= 128 ? 3 : 2;
   static constexpr size_t kSharedBytes = sizeof(RecurrentShared<kK, kV>);
   static OSDN_DEVICE void Run(const Args& args, unsigned char* shared) {
     RecurrentBody<T, kK, kV>(args, shared);
@@ -92,12 +110,6 @@ struct Grid {
   int y = 1;
   int z = 1;
 };
-
-// How many state warps of 16 value rows share a block of the state pass: few where there are few
-// heads to fill the multiprocessors, more where there are many, so that less is read twice.
-constexpr int StatePassWarps(int64_t heads_of_spans, int value_dim, int multiprocessors) {
-  return heads_of_spans * (value_dim / (kStateRows * 4)) >= multiprocessors / 2 ? 4 : 2;
-}
 
 // Both phases for all spans. `launch.template Launch<Kernel>(grid, args)` enqueues a kernel and
 // returns false on an error, after which nothing more is enqueued.
@@ -111,11 +123,19 @@ bool LaunchChunks(Launcher& launch, const DevicePlan& plan, int multiprocessors,
     if (!launch.template Launch<PrecondKernel<kK>>(spans, args)) return false;
   }
   if (!launch.template Launch<LocalKernel<kK, kV>>(chunks, args)) return false;
-  const int warps =
-      StatePassWarps(static_cast<int64_t>(plan.num_spans) * args.heads, kV, multiprocessors);
-  const Grid states = {plan.num_spans, args.heads, kV / (kStateRows * warps)};
-  if (warps == 4) return launch.template Launch<StatePassKernel<kK, kV, 4>>(states, args);
-  return launch.template Launch<StatePassKernel<kK, kV, 2>>(states, args);
+  // Whole heads where they fill the multiprocessors, else as many pieces as it takes.
+  const int64_t heads = static_cast<int64_t>(plan.num_spans) * args.heads;
+  if constexpr (WholeStatePassKernel<kK, kV>::kExists) {
+    if (4 * heads >= 3 * multiprocessors) {
+      return launch.template Launch<WholeStatePassKernel<kK, kV>>(spans, args);
+    }
+  }
+  if (heads * (kV / (4 * kStateRows)) >= multiprocessors / 2) {
+    const Grid states = {plan.num_spans, args.heads, kV / (4 * kStateRows)};
+    return launch.template Launch<SplitStatePassKernel<kK, kV, 4>>(states, args);
+  }
+  const Grid states = {plan.num_spans, args.heads, kV / (2 * kStateRows)};
+  return launch.template Launch<SplitStatePassKernel<kK, kV, 2>>(states, args);
 }
 
 }  // namespace osdn::kernels::cuda

@@ -220,9 +220,10 @@ template <typename T, int kK, int kV>
 OSDN_DEVICE void RecurrentBody(const RecurrentArgs<T>& args, unsigned char* memory) {
   constexpr int kPassRows = kRecurrentThreads / kRowLanes;
   constexpr int kPasses = kV / kPassRows;
-  // Rows of S in flight a thread: 32 registers of them, so that three blocks share a
-  // multiprocessor.
-  constexpr int kGroup = kPasses * (kK / kRowLanes) <= 32 ? kPasses : 32 / (kK / kRowLanes);
+  // Rows of S a thread works on at a time, and as many on their way: 32 registers of both together,
+  // so that three blocks share a multiprocessor.
+  constexpr int kGroup = kK <= 128 ? 16 / (kK / kRowLanes) : 1;
+  static_assert(kPasses % kGroup == 0);
   auto* shared = reinterpret_cast<RecurrentShared<kK, kV>*>(memory);
   const int head = BlockIndexY();
   SpanPlan span;
@@ -239,9 +240,14 @@ OSDN_DEVICE void RecurrentBody(const RecurrentArgs<T>& args, unsigned char* memo
   float* s = args.s.at(span.slot) + static_cast<int64_t>(head) * kV * kK;
   float* slot_d = args.d.at(span.slot) + head * kK;
   // Before anything that waits: S takes the longest to come.
-  StateRow<kK> rows[kGroup];
-  OSDN_UNROLL
-  for (int i = 0; i < kGroup; ++i) ReadStateRow<kK>(s + (first + i * kPassRows) * kK, rows[i]);
+  StateRow<kK> rows[2][kGroup];
+  const auto read_group = [&](int group) {
+    OSDN_UNROLL
+    for (int i = 0; i < kGroup; ++i) {
+      ReadStateRow<kK>(s + (first + (group * kGroup + i) * kPassRows) * kK, rows[group % 2][i]);
+    }
+  };
+  read_group(0);
   if (enabled && ThreadIndex() < kK) shared->d[ThreadIndex()] = slot_d[ThreadIndex()];
 
   for (int t = 0; t < span.length; ++t) {
@@ -259,18 +265,17 @@ OSDN_DEVICE void RecurrentBody(const RecurrentArgs<T>& args, unsigned char* memo
     for (int i = 0; i < kK / kRowLanes; ++i) {
       vectors.kt[i] = sums.k_factor * vectors.k[i] * (enabled ? vectors.kt[i] : 1.0F);
     }
-    for (int group = 0; group < kPasses; group += kGroup) {
+    if (t > 0) read_group(0);
+    OSDN_UNROLL
+    for (int group = 0; group < kPasses / kGroup; ++group) {
+      if (group + 1 < kPasses / kGroup) read_group(group + 1);
       OSDN_UNROLL
       for (int i = 0; i < kGroup; ++i) {
-        const int value = first + (group + i) * kPassRows;
-        if (group > 0 || t > 0) ReadStateRow<kK>(s + value * kK, rows[i]);
-      }
-      OSDN_UNROLL
-      for (int i = 0; i < kGroup; ++i) {
-        const int value = first + (group + i) * kPassRows;
+        const int value = first + (group * kGroup + i) * kPassRows;
+        StateRow<kK>& state = rows[group % 2][i];
         float o = 0.0F;
-        AdvanceRow<kK, kV>(*shared, sums, gates.beta, vectors, value, rows[i], &o);
-        WriteStateRow<kK>(rows[i], s + value * kK);
+        AdvanceRow<kK, kV>(*shared, sums, gates.beta, vectors, value, state, &o);
+        WriteStateRow<kK>(state, s + value * kK);
         if (ThreadIndex() % kRowLanes == 0) shared->o[value] = o;
       }
     }

@@ -94,7 +94,7 @@ class Network {
   // The logits of the rows asked for.
   std::vector<float> Run(const BatchView& batch, const std::vector<int32_t>& tokens,
                          const std::vector<int64_t>& logit_rows) {
-    const StepInputs step = {this, batch, tokens, logit_rows};
+    const StepInputs step = {this, nullptr, batch, tokens, logit_rows};
     Check(backend_->RunStep(step, [&](const BatchView& run) { return Body(run, step); }));
     std::vector<float> logits(logit_rows.size() * kVocab);
     Check(backend_->CopyToHost(logits.data(), logits_.data(), logits.size() * sizeof(float)));

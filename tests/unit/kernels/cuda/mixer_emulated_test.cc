@@ -86,7 +86,8 @@ class Problem {
                          static_cast<float>(c.d_start) + 0.05F);
   }
 
-  void Run() {
+  // `multiprocessors` decides between the forms of the state pass.
+  void Run(int multiprocessors) {
     const size_t keys = k_.size();
     w_d_.resize(keys);
     kt_.resize(keys);
@@ -132,13 +133,13 @@ class Problem {
     plan.spans = plan_.spans.data();
     plan.chunks = plan_.chunks.data();
     EmulatedLauncher launcher;
-    ASSERT_TRUE((LaunchChunks<kK, kV>(launcher, plan, 132, args)));
+    ASSERT_TRUE((LaunchChunks<kK, kV>(launcher, plan, multiprocessors, args)));
   }
 
-  void Check() {
+  void Check(int multiprocessors = 132) {
     const std::vector<float> s_before = s_;
     const std::vector<float> d_before = d_;
-    Run();
+    Run(multiprocessors);
     for (const SequenceSpan& span : case_.spans) {
       for (int h = 0; h < kHeads; ++h) {
         SCOPED_TRACE(testing::Message() << "span of slot " << span.slot << ", head " << h);
@@ -233,7 +234,10 @@ class ChunkMixerTest : public testing::TestWithParam<Case> {};
 
 TEST_P(ChunkMixerTest, MatchesTheTokenRecurrence) {
   Random random(TestSeed());
-  Problem<64, 64>(GetParam(), &random).Check();
+  for (const int multiprocessors : {1, 8, 132}) {
+    SCOPED_TRACE(multiprocessors);
+    Problem<64, 64>(GetParam(), &random).Check(multiprocessors);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(
