@@ -140,7 +140,7 @@ Gemm::~Gemm() {
 }
 
 Gemm::Key Gemm::KeyOf(const GemmArgs& args) {
-  Key key;
+  Key key = {};
   key.m = args.m;
   key.n = args.n;
   key.k = args.k;

@@ -95,9 +95,9 @@ absl::Status Linear::Run(int64_t rows, const RowsView& x, const InputNorm& norm,
     size_t count = 1;
     while (count < products.size() && products[count].weight->dtype() == dtype) ++count;
     const absl::Span<const Product> group = products.first(count);
-    const absl::Status status = IsSkinny(rows, dtype, group.front().weight->in_features())
-                                    ? RunSkinny(rows, x, norm, group)
-                                    : RunLarge(rows, x, norm, group);
+    absl::Status status = IsSkinny(rows, dtype, group.front().weight->in_features())
+                              ? RunSkinny(rows, x, norm, group)
+                              : RunLarge(rows, x, norm, group);
     if (!status.ok()) return status;
     products.remove_prefix(count);
   }

@@ -273,8 +273,8 @@ TEST_P(LayersTest, SameAsTheReferencesOps) {
            c.tolerance);
     }
     Step(&tested, &truth, {{0, 1, 40, 0}}, 1, c.tolerance);
-    std::vector<SequenceSpan> many;
-    for (int32_t slot = 0; slot < 19; ++slot) many.push_back({0, 1, 200, slot});
+    std::vector<SequenceSpan> many(19, SequenceSpan{0, 1, 200, 0});
+    for (size_t i = 0; i < many.size(); ++i) many[i].slot = static_cast<int32_t>(i);
     for (int i = 0; i < 3; ++i) Step(&tested, &truth, many, 19, c.tolerance);
     for (size_t i = 0; i < tested.states(); ++i) {
       const std::vector<float> expected = truth.State(i);
