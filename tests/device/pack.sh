@@ -84,13 +84,13 @@ fi
 git rev-parse HEAD >"$stage/commit" 2>/dev/null || true
 
 mkdir -p "$target"
-# The libraries seldom change, and packing them well takes a minute.
+# The libraries seldom change, and packing them well takes half a minute.
 sum=$(cat "$stage"/lib/* | cksum)
 if [[ ! -f $target/libraries.tar.xz || $(cat "$target/libraries.sum" 2>/dev/null) != "$sum" ]]; then
   XZ_OPT=${XZ_OPT:--4} tar --create --xz --file "$target/libraries.tar.xz" --owner=0 --group=0 -C "$stage" lib
   echo "$sum" >"$target/libraries.sum"
 fi
-tar --create --gzip --file "$target/programs.tar.gz" --exclude=./lib --owner=0 --group=0 -C "$stage" .
+XZ_OPT=${XZ_OPT:--1} tar --create --xz --file "$target/programs.tar.xz" --exclude=./lib --owner=0 --group=0 -C "$stage" .
 cp tests/device/unpack.sh "$target/device.sh"
 du -sh "$stage"/* | sed "s|$stage/||"
 echo "$target: $(du -sh "$target" | cut -f1), $(find "$stage/bin" -type f | wc -l) programs"
