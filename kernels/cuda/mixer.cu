@@ -10,8 +10,6 @@ namespace osdn::kernels::cuda {
 template <>
 bool LaunchMixerOf<64, 64>(const MixerLaunch& mixer);
 template <>
-bool LaunchMixerOf<64, 128>(const MixerLaunch& mixer);
-template <>
 bool LaunchMixerOf<128, 128>(const MixerLaunch& mixer);
 template <>
 bool LaunchMixerOf<256, 256>(const MixerLaunch& mixer);
@@ -23,7 +21,6 @@ using LaunchFunction = bool (*)(const MixerLaunch&);
 // Null for sizes that only the generic kernel has.
 LaunchFunction KernelsOf(int64_t key_dim, int64_t value_dim) {
   if (key_dim == 64 && value_dim == 64) return LaunchMixerOf<64, 64>;
-  if (key_dim == 64 && value_dim == 128) return LaunchMixerOf<64, 128>;
   if (key_dim == 128 && value_dim == 128) return LaunchMixerOf<128, 128>;
   if (key_dim == 256 && value_dim == 256) return LaunchMixerOf<256, 256>;
   return nullptr;
@@ -64,7 +61,8 @@ cudaError_t LaunchGeneric(const LayerSpec& spec, const MixerCoreArgs& args, cuda
 }  // namespace
 
 bool FusesMixer(const LayerSpec& spec) {
-  return KernelsOf(spec.key_dim, spec.value_dim) != nullptr && spec.conv_size <= kMaxTaps;
+  return KernelsOf(spec.key_dim, spec.value_dim) != nullptr && spec.conv_size > 0 &&
+         spec.conv_size <= kMaxTaps;
 }
 
 size_t MixerWorkspaceBytes(const LayerSpec& spec, ActivationType type, int64_t max_rows) {

@@ -1,5 +1,0 @@
-#include "kernels/cuda/mixer_launch.cuh"
-
-namespace osdn::kernels::cuda {
-OSDN_INSTANTIATE_MIXER(64, 128)
-}  // namespace osdn::kernels::cuda
