@@ -1,6 +1,7 @@
 # Build options, compiler settings shared by every target, and sanitizers.
 option(OSDN_BUILD_TESTS "Build unit and integration tests" ON)
 option(OSDN_BUILD_BENCHMARKS "Build the Google Benchmark programs" ON)
+option(OSDN_GRPC "Build the server and the tools' commands that talk to one; OFF needs no gRPC" ON)
 option(OSDN_WERROR "Treat warnings as errors" ON)
 set(OSDN_CUDA AUTO CACHE STRING "Build the CUDA backend module: AUTO (where nvcc is), ON or OFF")
 set_property(CACHE OSDN_CUDA PROPERTY STRINGS AUTO ON OFF)

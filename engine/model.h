@@ -61,25 +61,19 @@ class Model {
   absl::Status CheckForward(const kernels::BatchView& batch, absl::Span<const int32_t> tokens,
                             absl::Span<const int64_t> logit_rows, const StatePool& pool,
                             absl::Span<const float> logits) const;
-  absl::Status Attention(const kernels::BatchView& batch, const LayerWeights& layer,
-                         const StateLayout::Layer& state, const StatePool& pool);
-  absl::Status Project(const kernels::BatchView& batch, const LayerWeights& layer);
-  absl::Status Convolve(const kernels::BatchView& batch, const LayerWeights& layer,
-                        const StateLayout::Layer& state, const StatePool& pool);
-  absl::Status PrepareGates(int64_t rows, const LayerWeights& layer);
-  absl::Status Mlp(const kernels::BatchView& batch, const LayerWeights& layer);
-  absl::Status Logits(absl::Span<const int64_t> logit_rows, absl::Span<float> logits);
+  absl::Status RunBlocks(const kernels::BatchView& batch, const kernels::StepInputs& step,
+                         const StatePool& pool);
+  absl::Status Logits(absl::Span<const int64_t> logit_rows);
 
   ArchitectureConfig arch_;
   kernels::Backend* backend_;
   Options options_;
-  kernels::PreconditionerParams precond_;
-  float q_scale_;
   int64_t slot_floats_;  // of the state this model works on
   std::vector<LayerWeights> layers_;
   std::unique_ptr<kernels::LinearWeight> embeddings_;
   std::unique_ptr<kernels::LinearWeight> lm_head_;  // null when tied
   kernels::Buffer final_norm_;
+  std::unique_ptr<kernels::LayerRunner> runner_;
   std::unique_ptr<Scratch> scratch_;
   size_t extra_bytes_ = 0;
 };

@@ -22,19 +22,16 @@ struct Model::LayerWeights {
   std::unique_ptr<kernels::LinearWeight> o_proj;
   kernels::Buffer mlp_norm;
   std::unique_ptr<kernels::LinearWeight> gate_proj, up_proj, down_proj;
+
+  // `mixer` and `mlp` point to what is above.
+  void SetViews();
+  kernels::MixerLayerWeights mixer;
+  kernels::MlpLayerWeights mlp;
 };
 
-// Activations of one forward pass, [max_rows, dim] each.
+// Activations of one forward pass beside the blocks' own.
 struct Model::Scratch {
-  kernels::Buffer x;       // residual stream, hidden
-  kernels::Buffer normed;  // hidden
-  kernels::Buffer q_proj, k_proj;
-  kernels::Buffer v_proj;  // free after the convolution: the mixer's output then goes here
-  kernels::Buffer q_conv, k_conv, v_conv;
-  kernels::Buffer gate;
-  kernels::Buffer beta, log_alpha;
-  kernels::Buffer mlp_gate, mlp_up;
-  kernels::Buffer ones;  // [heads * value_dim], the size-1 convolution of models without one
+  kernels::Buffer x;  // residual stream, [max_rows, hidden]
 
   // [max_logit_rows, dim]
   kernels::Buffer last_x, logits;

@@ -29,6 +29,31 @@ absl::Status CheckShapes(const ArchitectureConfig& arch, const Weights& weights)
   return absl::OkStatus();
 }
 
+kernels::LayerSpec SpecOf(const ArchitectureConfig& arch) {
+  kernels::LayerSpec spec;
+  spec.hidden_size = arch.hidden_size;
+  spec.heads = arch.num_heads;
+  spec.key_dim = arch.key_dim;
+  spec.value_dim = arch.value_dim;
+  spec.intermediate_size = arch.intermediate_size;
+  spec.conv_size = arch.use_short_conv ? arch.conv_size : 0;
+  spec.norm_eps = static_cast<float>(arch.norm_eps);
+  spec.use_gate = arch.use_gate;
+  spec.use_beta = arch.use_beta;
+  spec.use_apf = arch.apf == Apf::kScalar;
+  spec.beta_scale = arch.allow_neg_eigval ? 2.0F : 1.0F;
+  spec.qk_norm = arch.qk_norm;
+  spec.qk_activation = arch.qk_activation;
+  spec.q_scale = static_cast<float>(1 / std::sqrt(static_cast<double>(arch.key_dim)));
+  spec.precond.eta = static_cast<float>(arch.eta);
+  spec.precond.eps = static_cast<float>(arch.eps);
+  spec.precond.d_min = static_cast<float>(arch.d_min);
+  spec.precond.d_max = static_cast<float>(arch.d_max);
+  spec.precond.anchor = static_cast<float>(arch.apf_anchor);
+  spec.precond.enabled = !arch.is_plain_delta_net();
+  return spec;
+}
+
 }  // namespace
 
 // Moves tensors and scratch to the backend, counting bytes. The first error sticks and turns what
@@ -67,11 +92,6 @@ class Model::Loader {
     *out = *std::move(buffer);
   }
 
-  void Fill(float value, int64_t count, Buffer* out) {
-    if (!status_.ok()) return;
-    status_ = backend_->Fill(out->floats(), value, count);
-  }
-
  private:
   void Fail(const std::string& what, const absl::Status& cause) {
     status_ = absl::Status(cause.code(), absl::StrCat(what, ": ", cause.message()));
@@ -87,15 +107,7 @@ Model::Model(const ArchitectureConfig& arch, kernels::Backend* backend, const Op
     : arch_(arch),
       backend_(backend),
       options_(options),
-      q_scale_(static_cast<float>(1 / std::sqrt(static_cast<double>(arch.key_dim)))),
-      slot_floats_(StateLayout(arch).slot_floats()) {
-  precond_.eta = static_cast<float>(arch.eta);
-  precond_.eps = static_cast<float>(arch.eps);
-  precond_.d_min = static_cast<float>(arch.d_min);
-  precond_.d_max = static_cast<float>(arch.d_max);
-  precond_.anchor = static_cast<float>(arch.apf_anchor);
-  precond_.enabled = !arch.is_plain_delta_net();
-}
+      slot_floats_(StateLayout(arch).slot_floats()) {}
 
 Model::~Model() = default;
 
@@ -117,6 +129,29 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Create(const ArchitectureConfig& a
   if (absl::Status s = model->AllocateScratch(); !s.ok()) return s;
   if (absl::Status s = backend->Synchronize(); !s.ok()) return s;
   return model;
+}
+
+void Model::LayerWeights::SetViews() {
+  mixer.norm = attn_norm.floats();
+  mixer.q_proj = q_proj.get();
+  mixer.k_proj = k_proj.get();
+  mixer.v_proj = v_proj.get();
+  mixer.b_proj = b_proj.get();
+  mixer.a_proj = a_proj.get();
+  mixer.g_proj = g_proj.get();
+  mixer.a_bias = a_bias.floats();
+  mixer.q_conv = q_conv.floats();
+  mixer.k_conv = k_conv.floats();
+  mixer.v_conv = v_conv.floats();
+  mixer.q_conv_bias = q_conv_bias.floats();
+  mixer.k_conv_bias = k_conv_bias.floats();
+  mixer.v_conv_bias = v_conv_bias.floats();
+  mixer.o_norm = o_norm.floats();
+  mixer.o_proj = o_proj.get();
+  mlp.norm = mlp_norm.floats();
+  mlp.gate_proj = gate_proj.get();
+  mlp.up_proj = up_proj.get();
+  mlp.down_proj = down_proj.get();
 }
 
 absl::Status Model::Prepare(const Weights& weights) {
@@ -153,6 +188,7 @@ absl::Status Model::Prepare(const Weights& weights) {
     load.Matrix(absl::StrCat(name, "mlp.gate_proj.weight"), &layer.gate_proj);
     load.Matrix(absl::StrCat(name, "mlp.up_proj.weight"), &layer.up_proj);
     load.Matrix(absl::StrCat(name, "mlp.down_proj.weight"), &layer.down_proj);
+    layer.SetViews();
   }
   load.Vector("model.norm.weight", &final_norm_);
   if (!arch_.tie_embeddings) load.Matrix("lm_head.weight", &lm_head_);
@@ -160,31 +196,16 @@ absl::Status Model::Prepare(const Weights& weights) {
 }
 
 absl::Status Model::AllocateScratch() {
-  const int64_t rows = options_.max_rows;
-  const int64_t key = arch_.num_heads * arch_.key_dim;
-  const int64_t value = arch_.num_heads * arch_.value_dim;
+  auto runner = backend_->CreateLayerRunner(SpecOf(arch_), options_.max_rows);
+  if (!runner.ok()) return runner.status();
+  runner_ = *std::move(runner);
+  extra_bytes_ += runner_->scratch_bytes();
+
   scratch_ = std::make_unique<Scratch>();
   Scratch& s = *scratch_;
-  const std::string name = absl::StrCat("scratch of ", rows, " rows");
   Loader load(backend_, nullptr, &extra_bytes_);
-  load.Allocate(name, rows * arch_.hidden_size, &s.x);
-  load.Allocate(name, rows * arch_.hidden_size, &s.normed);
-  load.Allocate(name, rows * key, &s.q_proj);
-  load.Allocate(name, rows * key, &s.k_proj);
-  load.Allocate(name, rows * value, &s.v_proj);
-  if (arch_.use_short_conv) {
-    load.Allocate(name, rows * key, &s.q_conv);
-    load.Allocate(name, rows * key, &s.k_conv);
-  } else {
-    load.Allocate(name, value, &s.ones);
-    load.Fill(1.0F, value, &s.ones);
-  }
-  load.Allocate(name, rows * value, &s.v_conv);
-  if (arch_.use_gate) load.Allocate(name, rows * value, &s.gate);
-  load.Allocate(name, rows * arch_.num_heads, &s.beta);
-  if (arch_.apf == Apf::kScalar) load.Allocate(name, rows * arch_.num_heads, &s.log_alpha);
-  load.Allocate(name, rows * arch_.intermediate_size, &s.mlp_gate);
-  load.Allocate(name, rows * arch_.intermediate_size, &s.mlp_up);
+  load.Allocate(absl::StrCat("scratch of ", options_.max_rows, " rows"),
+                options_.max_rows * arch_.hidden_size, &s.x);
 
   const int64_t logit_rows = options_.max_logit_rows;
   const std::string logits_name = absl::StrCat("scratch of ", logit_rows, " rows of logits");

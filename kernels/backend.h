@@ -16,9 +16,11 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/include/embedding.h"
+#include "kernels/include/layer.h"
 #include "kernels/include/linear.h"
 #include "kernels/include/mixer.h"
 #include "kernels/include/norm.h"
@@ -50,6 +52,17 @@ class Buffer {
   size_t bytes_ = 0;
   Deleter deleter_ = nullptr;
   void* context_ = nullptr;
+};
+
+// What one step reads from the host.
+struct StepInputs {
+  // Whose body it is: steps of one key, one state and the same numbers of rows, decode rows and
+  // logit rows call the same ops with the same pointers.
+  const void* key = nullptr;
+  const void* state = nullptr;  // whose slots: where the pool's memory begins
+  BatchView batch;
+  absl::Span<const int32_t> tokens;      // [batch.rows], for Embed
+  absl::Span<const int64_t> logit_rows;  // for GatherRows
 };
 
 class Backend {
@@ -91,6 +104,21 @@ class Backend {
   virtual absl::Status QkPrepare(const QkPrepareArgs& args) = 0;
   virtual absl::Status Gates(const GateArgs& args) = 0;
   virtual absl::Status Mixer(const MixerArgs& args) = 0;
+
+  // --- Whole steps ---
+  // Blocks of `spec` over at most `max_rows` rows; the backend outlives the result. Unless the
+  // backend knows better, a composition of the ops above (kernels/composed_layers.h).
+  virtual absl::StatusOr<std::unique_ptr<LayerRunner>> CreateLayerRunner(const LayerSpec& spec,
+                                                                         int64_t max_rows);
+  // Calls `body` with the batch to run: `step.batch`, or a longer one of the same spans with rows
+  // added that touch no slot and whose results are nobody's. A backend may record the ops that a
+  // body calls and run the record for later steps of the same key and shape instead of the body, so
+  // a body does nothing but call ops of this backend, with the same pointers for the same key; ids
+  // and indices it passes on are those of `step`, which the backend reads anew each time.
+  virtual absl::Status RunStep(const StepInputs& step,
+                               absl::FunctionRef<absl::Status(const BatchView& batch)> body) {
+    return body(step.batch);
+  }
 };
 
 struct BackendOptions {

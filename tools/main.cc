@@ -24,11 +24,15 @@ int Run(int argc, char** argv) {
   osdn::tools::AddScoreCommand(app, &action);
   osdn::tools::AddBenchCommand(app, &action);
   osdn::tools::AddEvalCommand(app, &action);
+#ifdef OSDN_HAVE_GRPC
   osdn::tools::AddGenerateCommand(app, &action);
   osdn::tools::AddChatCommand(app, &action);
   osdn::tools::AddStateCommand(app, &action);
   osdn::tools::AddCompilePromptCommand(app, &action);
   osdn::tools::AddHealthCommand(app, &action);
+#else
+  app.footer("Built without gRPC: generate, chat, state, compile-prompt and health are left out.");
+#endif
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/composed_layers.h"
 
 namespace osdn::tools {
 
@@ -100,6 +101,42 @@ absl::Status TimedBackend::Gates(const kernels::GateArgs& args) {
 
 absl::Status TimedBackend::Mixer(const kernels::MixerArgs& args) {
   return Time({"mixer", 0, 0}, [&] { return inner_->Mixer(args); });
+}
+
+// The inner backend's own blocks, each call timed.
+class TimedBackend::Layers final : public kernels::LayerRunner {
+ public:
+  Layers(TimedBackend* backend, std::unique_ptr<kernels::LayerRunner> inner)
+      : backend_(backend), inner_(std::move(inner)) {}
+
+  absl::Status Mixer(const kernels::MixerLayerArgs& args) override {
+    return backend_->Time({"mixer block", 0, 0}, [&] { return inner_->Mixer(args); });
+  }
+  absl::Status Mlp(const kernels::MlpLayerArgs& args) override {
+    return backend_->Time({"mlp block", 0, 0}, [&] { return inner_->Mlp(args); });
+  }
+  size_t scratch_bytes() const override { return inner_->scratch_bytes(); }
+
+ private:
+  TimedBackend* backend_;
+  std::unique_ptr<kernels::LayerRunner> inner_;
+};
+
+absl::StatusOr<std::unique_ptr<kernels::LayerRunner>> TimedBackend::CreateLayerRunner(
+    const kernels::LayerSpec& spec, int64_t max_rows) {
+  // Only cuda fuses: of the others the blocks are made of this backend's ops.
+  if (inner_->name() != "cuda") return kernels::CreateComposedLayers(this, spec, max_rows);
+  absl::StatusOr<std::unique_ptr<kernels::LayerRunner>> layers =
+      inner_->CreateLayerRunner(spec, max_rows);
+  if (!layers.ok()) return layers.status();
+  return std::make_unique<Layers>(this, *std::move(layers));
+}
+
+absl::Status TimedBackend::RunStep(
+    const kernels::StepInputs& step,
+    absl::FunctionRef<absl::Status(const kernels::BatchView& batch)> body) {
+  if (recording_) return body(step.batch);
+  return inner_->RunStep(step, body);
 }
 
 }  // namespace osdn::tools

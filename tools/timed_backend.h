@@ -20,7 +20,9 @@ struct OpTime {
 };
 
 // Forwards everything. While it is recording, each op is timed, and waited for where the inner
-// backend runs asynchronously; otherwise nothing is added to the calls.
+// backend runs asynchronously; otherwise nothing is added to the calls. Blocks are a composition of
+// ops, each timed by itself, unless the inner backend fuses them: then the two calls of its layer
+// runner are. Recorded steps of the inner backend are not used while this one is recording.
 class TimedBackend final : public kernels::Backend {
  public:
   explicit TimedBackend(std::unique_ptr<kernels::Backend> inner) : inner_(std::move(inner)) {}
@@ -55,8 +57,14 @@ class TimedBackend final : public kernels::Backend {
   absl::Status QkPrepare(const kernels::QkPrepareArgs& args) override;
   absl::Status Gates(const kernels::GateArgs& args) override;
   absl::Status Mixer(const kernels::MixerArgs& args) override;
+  absl::StatusOr<std::unique_ptr<kernels::LayerRunner>> CreateLayerRunner(
+      const kernels::LayerSpec& spec, int64_t max_rows) override;
+  absl::Status RunStep(
+      const kernels::StepInputs& step,
+      absl::FunctionRef<absl::Status(const kernels::BatchView& batch)> body) override;
 
  private:
+  class Layers;
   // What tells one line of the breakdown from another; sizes are 0 but for products.
   struct Key {
     const char* op;

@@ -104,7 +104,7 @@ struct SlotArray {
   float* base = nullptr;
   int64_t slot_stride = 0;
 
-  float* at(int32_t slot) const { return base + slot * slot_stride; }
+  constexpr float* at(int32_t slot) const { return base + slot * slot_stride; }
 };
 
 enum class Activation : uint8_t { kIdentity, kSilu, kRelu, kEluPlusOne };

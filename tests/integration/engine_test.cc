@@ -169,11 +169,16 @@ class EngineOnBackendTest : public ::testing::TestWithParam<BackendCase> {
   std::unique_ptr<Engine> engine_;
 };
 
-INSTANTIATE_TEST_SUITE_P(HostBackends, EngineOnBackendTest,
-                         ::testing::Values(BackendCase{"reference", kernels::DType::kF32},
-                                           BackendCase{"reference", kernels::DType::kBF16},
-                                           BackendCase{"cpu", kernels::DType::kF32},
-                                           BackendCase{"cpu", kernels::DType::kBF16}),
+std::vector<BackendCase> BackendCases() {
+  std::vector<BackendCase> cases;
+  for (const std::string& backend : testing_support::HostBackends()) {
+    cases.push_back({backend, kernels::DType::kF32});
+    cases.push_back({backend, kernels::DType::kBF16});
+  }
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(HostBackends, EngineOnBackendTest, ::testing::ValuesIn(BackendCases()),
                          [](const auto& param_info) {
                            return absl::StrCat(param_info.param.backend, "_",
                                                std::string(DTypeName(param_info.param.dtype)));

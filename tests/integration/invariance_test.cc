@@ -92,7 +92,7 @@ class InvarianceTest : public ::testing::TestWithParam<kernels::DType> {
   EngineOptions Plain() {
     EngineOptions options;
     options.model_dir = dir_.path();
-    options.backend.name = "cpu";
+    options.backend.name = testing_support::HostBackends().back();
     options.backend.threads = 2;
     options.max_slots = 1;
     options.prefix_cache_bytes = 0;

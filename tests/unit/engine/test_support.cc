@@ -13,8 +13,10 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "engine/sha256.h"
 #include "engine/tensor_specs.h"
+#include "tests/unit/test_paths.h"
 
 namespace osdn::testing_support {
 
@@ -30,9 +32,7 @@ TempDir::~TempDir() {
   std::filesystem::remove_all(path_, ignored);
 }
 
-std::string TestData(const std::string& name) {
-  return absl::StrCat(OSDN_TEST_DATA_DIR, "/", name);
-}
+std::string TestData(const std::string& name) { return absl::StrCat(TestDataDir(), "/", name); }
 
 std::string ReadFile(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
@@ -219,6 +219,10 @@ std::unique_ptr<kernels::Backend> MakeBackend(const std::string& name) {
   return std::move(choice->backend);
 }
 
-std::vector<std::string> HostBackends() { return {"reference", "cpu"}; }
+std::vector<std::string> HostBackends() {
+  const char* chosen = std::getenv("OSDN_TEST_BACKENDS");
+  if (chosen == nullptr) return {"reference", "cpu"};
+  return absl::StrSplit(chosen, ',');
+}
 
 }  // namespace osdn::testing_support

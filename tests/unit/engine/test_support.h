@@ -52,7 +52,8 @@ ModelConfig WriteModel(ModelConfig config, const TensorMap& tensors, const std::
 ArchitectureConfig SmallArchitecture();
 
 std::unique_ptr<kernels::Backend> MakeBackend(const std::string& name);
-// Names of the backends every machine has.
+// Names of the backends every machine has, or those that OSDN_TEST_BACKENDS names
+// (comma-separated).
 std::vector<std::string> HostBackends();
 
 }  // namespace osdn::testing_support

@@ -12,6 +12,7 @@
 
 #include "kernels/include/mixer.h"
 #include "nlohmann/json.hpp"
+#include "tests/unit/test_paths.h"
 
 namespace osdn::kernels {
 
@@ -38,8 +39,7 @@ inline std::vector<std::string> GoldenMixerNames() {
 
 // Throws on a missing or malformed file, which fails the test.
 inline GoldenMixer ReadGoldenMixer(const std::string& name) {
-  const std::string path =
-      std::string(OSDN_TEST_DATA_DIR) + "/golden/mixer_" + name + ".safetensors";
+  const std::string path = TestDataDir() + "/golden/mixer_" + name + ".safetensors";
   std::ifstream file(path, std::ios::binary);
   const std::string bytes{std::istreambuf_iterator<char>(file), {}};
   if (bytes.size() < 8) throw std::runtime_error(path + ": missing or too short");

@@ -79,7 +79,8 @@ class LinearOp : public Op {
   // float32 accumulation in any order: n u sum |x w|. Inputs rounded to bf16: independent errors,
   // uniform within at most u |x w|, whose deviation is u |x w| / sqrt(3) or less (0.71 of that on
   // average over a significand's range): 4.5 of these are 6.4 true deviations of the sum. Inputs
-  // rounded to int8: uniform within half a step of max |x| / 127, 6.4 deviations.
+  // rounded to int8: uniform within half a step of max |x| / 127, 6.4 deviations. int4 weights may
+  // be rounded to bf16 as well when they are widened (cuda does for many rows): another such error.
   void SetTolerance(const std::vector<double>& weight, const std::vector<double>& x,
                     const std::vector<double>& initial, std::vector<double>* tolerance) const {
     const auto out_features = static_cast<int64_t>(weight.size()) / in_features_;
@@ -102,7 +103,8 @@ class LinearOp : public Op {
         (*tolerance)[index] += 6.4 * most / 127 * std::sqrt(weight_squares / 12);
       }
       if (dtype_ == DType::kBF16 || dtype_ == DType::kI4) {
-        (*tolerance)[index] += 4.5 * kUnitBf16 * std::sqrt(squares / 3);
+        const double roundings = dtype_ == DType::kI4 ? 2 : 1;
+        (*tolerance)[index] += 4.5 * kUnitBf16 * std::sqrt(roundings * squares / 3);
       }
     }
   }
