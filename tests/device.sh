@@ -238,7 +238,7 @@ correct() {
   test_step "engine: state" 60 engine_state_test --gtest_filter="*$backend*"
   test_step "engine: requests" 60 integration_engine_test --gtest_filter="*$backend*"
   test_step "engine: invariance" 60 integration_invariance_test
-  step "parity with cpu" 120 python3 "$here/device/parity.py" --tools "$tools" \
+  step "parity with cpu" 170 python3 "$here/device/parity.py" --tools "$tools" \
     --repository "$repository" --backend "$backend" --work "$work/parity" --json "$parts/parity.json"
   step "tokens at position 1,000,000" 120 bash -c finish_far
   step "speed at position 1,000,000" 60 bash -c 'bench mini_position "$repository/models/osdn-mini" \

@@ -52,7 +52,10 @@ install_packages() {
 }
 
 build() {
-  cmake --preset "$preset" -DOSDN_BUILD_TESTS=ON && cmake --build "$build_dir" --parallel "$jobs"
+  local options=(-DOSDN_BUILD_TESTS=ON)
+  # For Hopper alone: half the time of the preset, which builds for sm_80 too.
+  [[ $preset == cuda ]] && options+=(-DCMAKE_CUDA_ARCHITECTURES=90a)
+  cmake --preset "$preset" "${options[@]}" && cmake --build "$build_dir" --parallel "$jobs"
 }
 
 make_venv() {

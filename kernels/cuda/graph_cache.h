@@ -13,7 +13,7 @@ namespace osdn::kernels::cuda {
 struct GraphKey {
   const void* key = nullptr;    // StepInputs::key
   const void* state = nullptr;  // StepInputs::state
-  int64_t rows = 0;           // after padding; all are decode rows
+  int64_t rows = 0;             // after padding; all are decode rows
   int64_t logit_rows = 0;
 
   bool operator==(const GraphKey& other) const = default;

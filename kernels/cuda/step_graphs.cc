@@ -92,8 +92,8 @@ absl::Status StepGraphs::RunRecorded(const StepInputs& step, const BatchView& ba
     graphs_.Clear();
     graphs_epoch_ = device_->memory_epoch();
   }
-  auto* entry = graphs_.Use(
-      {step.key, step.state, batch.rows, static_cast<int64_t>(step.logit_rows.size())});
+  auto* entry =
+      graphs_.Use({step.key, step.state, batch.rows, static_cast<int64_t>(step.logit_rows.size())});
   if (entry->uses == 0 || entry->refused) return body(batch);
   if (entry->graph.get() == nullptr) {
     absl::StatusOr<StepGraph> graph = Record(batch, body);

@@ -122,7 +122,9 @@ class Parity:
             "kl_f32_to_cpu": mean_kl(exact, theirs),
             "same_argmax": float((ours.argmax(-1) == theirs.argmax(-1)).mean()),
         }
-        return kl <= KL_BAR, figures
+        # The cpu backend rounds the activations of quantized products to int8, others need not: what is
+        # nearer to float32 than it may differ from it.
+        return kl <= KL_BAR or figures["kl_f32_to_ours"] <= figures["kl_f32_to_cpu"], figures
 
     def greedy(self, dtype, must_agree):
         model = self.model_of(dtype)

@@ -1,5 +1,6 @@
-// The CUDA mixer's kernel source, run thread by thread on the host (kernels/cuda/emulation), against
-// the float64 token recurrence. What a GPU adds (real races, real memory) tests/device.sh checks.
+// The CUDA mixer's kernel source, run thread by thread on the host (kernels/cuda/emulation),
+// against the float64 token recurrence. What a GPU adds (real races, real memory) tests/device.sh
+// checks.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -83,7 +84,7 @@ class Problem {
     const size_t slots = case_.spans.size() + 1;
     s_ = random->Normals(slots * kHeads * kV * kK);
     d_ = random->Uniforms(slots * kHeads * kK, static_cast<float>(c.d_start) - 0.05F,
-                         static_cast<float>(c.d_start) + 0.05F);
+                          static_cast<float>(c.d_start) + 0.05F);
   }
 
   // `multiprocessors` decides between the forms of the state pass.
@@ -265,10 +266,7 @@ INSTANTIATE_TEST_SUITE_P(
 
 TEST(WideChunkMixerTest, MatchesTheTokenRecurrence) {
   Random random(TestSeed());
-  const Case c{.name = "wide",
-               .spans = Spans({{100, 0}}),
-               .precond = Precond(0.01F),
-               .apf = true};
+  const Case c{.name = "wide", .spans = Spans({{100, 0}}), .precond = Precond(0.01F), .apf = true};
   Problem<128, 128>(c, &random).Check();
   Problem<64, 128>(c, &random).Check();
 }
