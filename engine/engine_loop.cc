@@ -141,8 +141,8 @@ StepPlan EngineLoop::Plan() {
   }
   // Choices that wait for a first slot hold no place of slow readers: their prompt's image is one.
   limits_.swap_room =
-      options_.max_swapped - std::count_if(swapped_.begin(), swapped_.end(),
-                                           [](const auto& s) { return s->had_slot(); });
+      options_.max_swapped -
+      std::count_if(swapped_.begin(), swapped_.end(), [](const auto& s) { return s->had_slot(); });
   // First, because a waiting prompt may have a running one pause where the two part.
   const std::vector<WaitingPrompt> waiting = Candidates();
   std::vector<RunningSequence> running;

@@ -34,7 +34,8 @@ struct StepTimes {
 // read it counts nowhere.
 struct EngineStats {
   int64_t running = 0;  // the swapped ones too
-  int64_t swapped = 0;  // without a slot: until their readers catch up, or choices until one is free
+  int64_t swapped =
+      0;  // without a slot: until their readers catch up, or choices until one is free
   int64_t queued = 0;
   int64_t queued_tokens = 0;  // input tokens of the queued
   int64_t slots_used = 0;

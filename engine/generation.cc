@@ -51,9 +51,9 @@ void CheckContinuations(const GenerationRequest& request, const GenerationLimits
                         std::vector<FieldViolation>* violations) {
   const std::vector<std::vector<int32_t>>& continuations = request.continuations;
   if (static_cast<int64_t>(continuations.size()) > kMaxContinuations) {
-    violations->push_back({"continuations", absl::StrCat(continuations.size(),
-                                                         " continuations: at most ",
-                                                         kMaxContinuations)});
+    violations->push_back(
+        {"continuations",
+         absl::StrCat(continuations.size(), " continuations: at most ", kMaxContinuations)});
   }
   for (size_t i = 0; i < continuations.size() && i < kMaxToldElements; ++i) {
     const std::string field = absl::StrCat("continuations[", i, "]");
@@ -66,8 +66,9 @@ void CheckContinuations(const GenerationRequest& request, const GenerationLimits
   const int64_t tokens = request.input_tokens();
   if (tokens > limits.max_prompt_tokens &&
       static_cast<int64_t>(request.prompt.size()) <= limits.max_prompt_tokens) {
-    violations->push_back({"continuations", absl::StrCat(tokens, " tokens with the prompt: at most ",
-                                                         limits.max_prompt_tokens)});
+    violations->push_back(
+        {"continuations",
+         absl::StrCat(tokens, " tokens with the prompt: at most ", limits.max_prompt_tokens)});
   }
 }
 

@@ -66,8 +66,8 @@ struct GenerationRequest {
 struct GenerationLimits {
   int64_t vocab_size = 0;
   int64_t sampled_vocab_size = 0;  // ids below it can be sampled: rows beyond are padding
-  int64_t max_prompt_tokens = 0;  // what the queue holds at most; more can never be accepted
-  bool has_tokenizer = false;     // without one there is no text to find stop strings in
+  int64_t max_prompt_tokens = 0;   // what the queue holds at most; more can never be accepted
+  bool has_tokenizer = false;      // without one there is no text to find stop strings in
 };
 
 // Everything wrong with a request, all at once, with field names as in osdn.v1.GenerateRequest. Of

@@ -72,8 +72,7 @@ absl::StatusOr<TokenChooser::Choice> TokenChooser::ChooseGiven(absl::Span<const 
     return absl::InternalError("logits are not finite: the model's state or weights are not");
   }
   const int32_t token = given_[static_cast<size_t>(chosen_++)];
-  return Choice{.token = token,
-                .logprob = ComputeLogprob(logits, token, request_->top_logprobs)};
+  return Choice{.token = token, .logprob = ComputeLogprob(logits, token, request_->top_logprobs)};
 }
 
 }  // namespace osdn

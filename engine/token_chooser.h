@@ -50,7 +50,7 @@ class TokenChooser {
   absl::Span<const int32_t> given_;  // the completion, where it is only scored
   uint64_t first_draw_ = 0;          // goes on where a resumed state ended
   uint32_t draw_choice_ = 0;
-  int64_t chosen_ = 0;       // tokens, end token included
+  int64_t chosen_ = 0;  // tokens, end token included
 };
 
 }  // namespace osdn

@@ -73,8 +73,7 @@ bool TokenStream::MergeLocked(GenerationEvent* event) {
   for (auto it = events_.rbegin(); it != events_.rend(); ++it) {
     auto* last = std::get_if<TokenDelta>(&*it);
     if (last == nullptr || last->choice != delta->choice) continue;
-    last->token_ids.insert(last->token_ids.end(), delta->token_ids.begin(),
-                           delta->token_ids.end());
+    last->token_ids.insert(last->token_ids.end(), delta->token_ids.begin(), delta->token_ids.end());
     last->text += delta->text;
     last->logprobs.insert(last->logprobs.end(), std::make_move_iterator(delta->logprobs.begin()),
                           std::make_move_iterator(delta->logprobs.end()));

@@ -1,4 +1,5 @@
-// The way back of one request, all its choices: a bounded queue of events from the engine's loop to one consumer.
+// The way back of one request, all its choices: a bounded queue of events from the engine's loop to
+// one consumer.
 #ifndef OSDN_ENGINE_TOKEN_STREAM_H_
 #define OSDN_ENGINE_TOKEN_STREAM_H_
 

@@ -171,7 +171,8 @@ TEST_F(ChoicesTest, WaitingChoicesQueueFairly) {
   ExpectAllZero();
 }
 
-// A flood of wide requests through few slots, with slow readers and cancels, always comes to an end.
+// A flood of wide requests through few slots, with slow readers and cancels, always comes to an
+// end.
 TEST_F(ChoicesTest, AFloodComesToItsEnd) {
   const uint32_t seed = std::random_device{}();
   SCOPED_TRACE(seed);
@@ -193,8 +194,8 @@ TEST_F(ChoicesTest, AFloodComesToItsEnd) {
     std::vector<std::vector<Outcome>> alone;
     for (int i = 0; i < 24; ++i) {
       GenerationRequest request =
-          Sampled(std::vector<int32_t>(static_cast<size_t>(pick(1, 150)), pick(0, 3)),
-                  pick(1, 20), pick(1, 8));
+          Sampled(std::vector<int32_t>(static_cast<size_t>(pick(1, 150)), pick(0, 3)), pick(1, 20),
+                  pick(1, 8));
       request.sampling.seed = static_cast<uint64_t>(i);
       request.scheduling.priority = static_cast<Priority>(pick(0, 2));
       request.scheduling.client = std::to_string(pick(0, 3));

@@ -58,8 +58,7 @@ TEST(ValidateGenerationTest, Choices) {
   EXPECT_TRUE(Violations(request).empty());
   request.max_tokens = 0;
   EXPECT_THAT(Violations(request),
-              UnorderedElementsAre(
-                  Pair("sampling.n", "2, but only the prompt's state is wanted")));
+              UnorderedElementsAre(Pair("sampling.n", "2, but only the prompt's state is wanted")));
 }
 
 TEST(ValidateGenerationTest, Continuations) {
@@ -80,9 +79,9 @@ TEST(ValidateGenerationTest, Continuations) {
                   Pair("continuations[5].tokens.ids[1]", "90 is outside the vocabulary [0, 89]"),
                   Pair("continuations[5].tokens.ids[2]", "-1 is outside the vocabulary [0, 89]")));
   request.continuations = {std::vector<int32_t>(50, 1), std::vector<int32_t>(51, 1)};
-  EXPECT_THAT(Violations(request),
-              UnorderedElementsAre(
-                  Pair("continuations", "1001 tokens with the prompt: at most 1000")));
+  EXPECT_THAT(
+      Violations(request),
+      UnorderedElementsAre(Pair("continuations", "1001 tokens with the prompt: at most 1000")));
 }
 
 TEST(ValidateGenerationTest, TellsEverythingAtOnce) {

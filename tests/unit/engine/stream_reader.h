@@ -38,8 +38,7 @@ inline Outcome ReadAll(TokenStream* stream) {
       const auto& delta = std::get<TokenDelta>(event);
       outcome.text += delta.text;
       outcome.ids.insert(outcome.ids.end(), delta.token_ids.begin(), delta.token_ids.end());
-      outcome.logprobs.insert(outcome.logprobs.end(), delta.logprobs.begin(),
-                              delta.logprobs.end());
+      outcome.logprobs.insert(outcome.logprobs.end(), delta.logprobs.begin(), delta.logprobs.end());
     }
   }
 }
