@@ -84,6 +84,25 @@ absl::StatusOr<std::vector<int32_t>> RenderChatTurn(const ChatTemplate& chat,
   return ids;
 }
 
+std::string ChatText(const ChatTemplate& chat, const std::string& opening,
+                     const std::string& open_role, absl::Span<const ChatMessage> messages) {
+  std::string text = opening;
+  const auto append = [&text](const std::vector<TemplatePart>& parts) {
+    for (const TemplatePart& part : parts) text += part.value;
+  };
+  if (const auto role = chat.roles.find(open_role); role != chat.roles.end()) {
+    append(role->second.suffix);
+  }
+  for (const ChatMessage& message : messages) {
+    const RoleTemplate& role = chat.roles.at(message.role);
+    append(role.prefix);
+    text += message.content;
+    append(role.suffix);
+  }
+  append(chat.generation_prompt);
+  return text;
+}
+
 std::string GenerationRole(const ChatTemplate& chat) {
   const auto same = [](const TemplatePart& a, const TemplatePart& b) {
     return a.is_token == b.is_token && a.value == b.value;

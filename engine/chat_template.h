@@ -62,6 +62,12 @@ absl::StatusOr<std::vector<int32_t>> RenderChatTurn(const ChatTemplate& chat,
                                                     const std::string& open_role,
                                                     absl::Span<const ChatMessage> messages);
 
+// The same as text: `opening` (the beginning-of-text token's piece, or nothing), the end of the
+// open message, `messages`, the generation prompt. For people: that a special token's spelling in a
+// message is only text does not show. `messages` have known roles.
+std::string ChatText(const ChatTemplate& chat, const std::string& opening,
+                     const std::string& open_role, absl::Span<const ChatMessage> messages);
+
 // The role whose message the generation prompt opens; empty if the template has none such.
 std::string GenerationRole(const ChatTemplate& chat);
 

@@ -175,6 +175,8 @@ void Engine::Start(const EngineOptions& options, std::string backend_reason) {
            .weight_bytes = WeightBytes(config_),
            .model_extra_bytes = executor_->model().extra_bytes()};
   limits_ = {.vocab_size = config_.arch.vocab_size,
+             .sampled_vocab_size =
+                 tokenizer_ != nullptr ? tokenizer_->vocab_size() : config_.arch.vocab_size,
              .max_prompt_tokens = options.max_queued_tokens,
              .has_tokenizer = tokenizer_ != nullptr};
   const EngineLoop::Options loop_options{

@@ -12,11 +12,6 @@ namespace {
 
 using Clock = Sequence::Clock;
 
-Ending InternalEnding(const absl::Status& cause) {
-  return {FinishReason::kError,
-          absl::InternalError(absl::StrCat("the backend failed: ", cause.message()))};
-}
-
 // The sequence of this id, which is among them.
 template <class Sequences>
 std::unique_ptr<Sequence> Take(Sequences* sequences, uint64_t id) {
@@ -84,6 +79,11 @@ void EngineLoop::Drain(std::chrono::milliseconds timeout) {
   mailbox_->WaitUntilDone();
 }
 
+Ending EngineLoop::InternalEnding(const absl::Status& cause) {
+  return {FinishReason::kError,
+          absl::InternalError(absl::StrCat("the backend failed: ", cause.message()))};
+}
+
 void EngineLoop::Run() {
   bool busy = false;
   while (true) {
@@ -139,7 +139,10 @@ StepPlan EngineLoop::Plan() {
     sequence->NoteStall(now);
     sequence->prefix().wanted_class = PrefixPlan::kNobody;
   }
-  limits_.swap_room = options_.max_swapped - static_cast<int64_t>(swapped_.size());
+  // Choices that wait for a first slot hold no place of slow readers: their prompt's image is one.
+  limits_.swap_room =
+      options_.max_swapped -
+      std::count_if(swapped_.begin(), swapped_.end(), [](const auto& s) { return s->had_slot(); });
   // First, because a waiting prompt may have a running one pause where the two part.
   const std::vector<WaitingPrompt> waiting = Candidates();
   std::vector<RunningSequence> running;
@@ -177,7 +180,7 @@ std::vector<WaitingPrompt> EngineLoop::Candidates() {
                      .served = shares_.served(sequence->scheduling().client)});
   };
   for (const auto& sequence : swapped_) {
-    if (!sequence->stalled()) enqueue(sequence.get(), /*returning=*/true);
+    if (!sequence->stalled()) enqueue(sequence.get(), /*returning=*/sequence->had_slot());
   }
   for (const auto& sequence : waiting_) enqueue(sequence.get(), /*returning=*/false);
   SortForAdmission(&order);
@@ -190,7 +193,8 @@ std::vector<WaitingPrompt> EngineLoop::Candidates() {
   for (const QueueEntry& entry : order) {
     if (static_cast<int64_t>(candidates.size()) >= slots) break;
     Sequence* sequence = by_id.at(entry.id);
-    if (!entry.returning && !prefix_reuse_.MayStart(sequence, ahead)) {
+    if (!sequence->swapped() && !MayFork(*sequence)) continue;
+    if (!sequence->swapped() && !prefix_reuse_.MayStart(sequence, ahead)) {
       // What it waits for is read as if it were its own: else those between the two classes could
       // hold up both. A leader that waits too is ahead of it, and so of no lower class.
       if (Sequence* leader = FindRunning(sequence->prefix().leader)) {
@@ -250,7 +254,7 @@ void EngineLoop::AddRunning(std::unique_ptr<Sequence> sequence) {
 
 void EngineLoop::Admit(uint64_t id) {
   std::unique_ptr<Sequence> sequence = Take(&waiting_, id);
-  mailbox_->LeftQueue(sequence->prompt_tokens());
+  mailbox_->LeftQueue(sequence->queued_tokens());
   const std::optional<int32_t> slot = SlotFor(&sequence);
   if (!slot.has_value()) return;
   sequence->Admit(*slot, Clock::now());
@@ -345,8 +349,10 @@ void EngineLoop::TakeResults() {
 }
 
 std::optional<Ending> EngineLoop::TakeLogits(Sequence* sequence, absl::Span<float> logits) {
+  std::vector<std::unique_ptr<Sequence>> forks = sequence->Fork();
   std::optional<Ending> ending = sequence->TakeLogits(logits, &sampler_, Clock::now());
   if (ending.has_value()) ending = LeaveState(sequence, *ending, logits);
+  if (!forks.empty()) StartForks(*sequence, std::move(forks), logits);
   return ending;
 }
 
@@ -377,7 +383,7 @@ void EngineLoop::EndDue() {
   const Clock::time_point now = Clock::now();
   const auto due = [now](const Sequence& sequence) { return DueEnding(sequence, now).has_value(); };
   for (auto& sequence : TakeIf(&waiting_, due)) {
-    mailbox_->LeftQueue(sequence->prompt_tokens());
+    mailbox_->LeftQueue(sequence->queued_tokens());
     const Ending ending = *DueEnding(*sequence, now);
     End(std::move(sequence), ending);
   }
@@ -412,8 +418,7 @@ void EngineLoop::End(std::unique_ptr<Sequence> sequence, const Ending& ending) {
   if (sequence->slot() >= 0) released = slots_.Release(sequence->slot_ref());
   shares_.Leave(sequence->scheduling().client);
   PublishRunning();
-  sequence->Finish(ending, Clock::now());
-  mailbox_->Done();
+  if (sequence->Finish(ending, Clock::now())) mailbox_->Done();
   if (!released.ok()) OnFailure(released);
 }
 
@@ -440,7 +445,7 @@ void EngineLoop::EndAll(const Ending& ending) {
   while (!waiting_.empty()) {
     std::unique_ptr<Sequence> sequence = std::move(waiting_.front());
     waiting_.pop_front();
-    mailbox_->LeftQueue(sequence->prompt_tokens());
+    mailbox_->LeftQueue(sequence->queued_tokens());
     End(std::move(sequence), ending);
   }
 }

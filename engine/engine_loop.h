@@ -82,6 +82,8 @@ class EngineLoop {
     void Add(Sequence* sequence, int64_t tokens);
   };
 
+  static Ending InternalEnding(const absl::Status& cause);
+
   void Run();
   // Adds the time since the last lap, or since lap_ was set, to `phase`.
   void Lap(std::chrono::nanoseconds* phase);
@@ -105,8 +107,26 @@ class EngineLoop {
   // Copies the slot for whoever asked for the state; `logits` are those after its last token. What
   // the ending is then: another one if there was a state to leave and it could not be.
   Ending LeaveState(Sequence* sequence, const Ending& ending, absl::Span<const float> logits);
-  // Samples the sequence's next token; the ending if it was the last.
+  // Samples the sequence's next token, and where it is the first one that of its forks; the ending
+  // if it was the last.
   std::optional<Ending> TakeLogits(Sequence* sequence, absl::Span<float> logits);
+
+  // Forks (engine_loop_forks.cc). A request's other choices begin when its prompt is read: with a
+  // copy of the slot where one is spare, else they wait in swapped_, with one image of it between
+  // them, and take their places in the queue.
+
+  // False while so many sequences are without slots that no more prompts should be kept for choices
+  // that wait; they get on without this request, which waits for them.
+  bool MayFork(const Sequence& sequence) const;
+  void StartForks(const Sequence& stem, std::vector<std::unique_ptr<Sequence>> forks,
+                  absl::Span<float> logits);
+  // Takes the fork's first token and gives it a slot or, with a part in `image`, its place in the
+  // queue. The ending if that was all.
+  absl::StatusOr<std::optional<Ending>> StartFork(const Sequence& stem, Sequence* fork,
+                                                  std::shared_ptr<const StateImage>* image,
+                                                  absl::Span<float> logits);
+  // Slots beyond those that sequences have or wait for; `stem` has one.
+  bool HasSpareSlot(const Sequence& stem) const;
   void AddRunning(std::unique_ptr<Sequence> sequence);
   // Those that were cancelled, and whose deadline or time is up.
   void EndDue();
@@ -134,7 +154,8 @@ class EngineLoop {
   SchedulerLimits limits_;  // max_slots shrinks when a slot is lost
   std::deque<std::unique_ptr<Sequence>> waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;  // in order of arrival
-  std::vector<std::unique_ptr<Sequence>> swapped_;  // running, without slots
+  std::vector<std::unique_ptr<Sequence>> swapped_;  // running, without slots: of slow readers, and
+                                                    // forks that wait for their first
   PrefixReuse prefix_reuse_;
   FairShare shares_;
   Sampler sampler_;

@@ -29,13 +29,15 @@ struct StepTimes {
   std::chrono::nanoseconds total() const { return plan + admit + forward + results; }
 };
 
-// A request counts as queued until it has a slot, then as running until it ends; by the time its
-// GenerationFinished can be read it counts nowhere.
+// A request counts as queued until it has a slot, then as running until it ends, once for each
+// choice from the time that its prompt is read; by the time a choice's GenerationFinished can be
+// read it counts nowhere.
 struct EngineStats {
   int64_t running = 0;  // the swapped ones too
-  int64_t swapped = 0;  // without a slot, until their readers catch up
+  int64_t swapped =
+      0;  // without a slot: until their readers catch up, or choices until one is free
   int64_t queued = 0;
-  int64_t queued_tokens = 0;  // prompt tokens of the queued
+  int64_t queued_tokens = 0;  // input tokens of the queued
   int64_t slots_used = 0;
   PrefixCacheStats prefix_cache{};
   StepTimes step_times{};

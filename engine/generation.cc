@@ -37,6 +37,41 @@ void CheckPrompt(const GenerationRequest& request, const GenerationLimits& limit
   CheckIds("prompt.tokens.ids", request.prompt, limits.vocab_size, violations);
 }
 
+void CheckChoices(const GenerationRequest& request, std::vector<FieldViolation>* violations) {
+  if (request.choices < 1 || request.choices > kMaxChoices) {
+    violations->push_back(
+        {"sampling.n", absl::StrCat(request.choices, " is outside [1, ", kMaxChoices, "]")});
+  } else if (request.choices > 1 && request.max_tokens == 0) {
+    violations->push_back(
+        {"sampling.n", absl::StrCat(request.choices, ", but only the prompt's state is wanted")});
+  }
+}
+
+void CheckContinuations(const GenerationRequest& request, const GenerationLimits& limits,
+                        std::vector<FieldViolation>* violations) {
+  const std::vector<std::vector<int32_t>>& continuations = request.continuations;
+  if (static_cast<int64_t>(continuations.size()) > kMaxContinuations) {
+    violations->push_back(
+        {"continuations",
+         absl::StrCat(continuations.size(), " continuations: at most ", kMaxContinuations)});
+  }
+  for (size_t i = 0; i < continuations.size() && i < kMaxToldElements; ++i) {
+    const std::string field = absl::StrCat("continuations[", i, "]");
+    if (continuations[i].empty()) {
+      violations->push_back({field, "0 tokens: at least 1 is needed"});
+    }
+    CheckIds(absl::StrCat(field, ".tokens.ids"), continuations[i], limits.sampled_vocab_size,
+             violations);
+  }
+  const int64_t tokens = request.input_tokens();
+  if (tokens > limits.max_prompt_tokens &&
+      static_cast<int64_t>(request.prompt.size()) <= limits.max_prompt_tokens) {
+    violations->push_back(
+        {"continuations",
+         absl::StrCat(tokens, " tokens with the prompt: at most ", limits.max_prompt_tokens)});
+  }
+}
+
 void CheckStopStrings(const GenerationRequest& request, const GenerationLimits& limits,
                       std::vector<FieldViolation>* violations) {
   const std::vector<std::string>& strings = request.stop_strings;
@@ -62,7 +97,7 @@ void CheckOutput(const GenerationRequest& request, std::vector<FieldViolation>* 
     violations->push_back(
         {"output.top_logprobs",
          absl::StrCat(request.top_logprobs, " is outside [0, ", kMaxTopLogprobs, "]")});
-  } else if (request.top_logprobs > 0 && !request.logprobs) {
+  } else if (request.top_logprobs > 0 && !request.logprobs && !request.scores()) {
     violations->push_back({"output.top_logprobs",
                            absl::StrCat(request.top_logprobs, ", but output.logprobs is false")});
   }
@@ -70,15 +105,30 @@ void CheckOutput(const GenerationRequest& request, std::vector<FieldViolation>* 
 
 }  // namespace
 
+int64_t GenerationRequest::choice_count() const {
+  return scores() ? static_cast<int64_t>(continuations.size()) : choices;
+}
+
+int64_t GenerationRequest::input_tokens() const {
+  size_t tokens = prompt.size();
+  for (const std::vector<int32_t>& continuation : continuations) tokens += continuation.size();
+  return static_cast<int64_t>(tokens);
+}
+
 std::vector<FieldViolation> ValidateGeneration(const GenerationRequest& request,
                                                const GenerationLimits& limits) {
   std::vector<FieldViolation> violations;
   CheckPrompt(request, limits, &violations);
+  if (request.scores()) {
+    CheckContinuations(request, limits, &violations);
+  } else {
+    CheckChoices(request, &violations);
+  }
   for (FieldViolation& violation : ValidateSampling(request.sampling, limits.vocab_size)) {
     violations.push_back(std::move(violation));
   }
   const int64_t least = request.state.want_state ? 0 : 1;
-  if (request.max_tokens < least) {
+  if (request.max_tokens < least && !request.scores()) {
     violations.push_back(
         {"stop.max_tokens", absl::StrCat(request.max_tokens, ": at least ", least, " is needed")});
   }

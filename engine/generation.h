@@ -22,6 +22,8 @@ inline constexpr int64_t kMaxStopStrings = 16;
 inline constexpr int64_t kMaxStopStringBytes = 256;
 inline constexpr int64_t kMaxStopTokenIds = 64;
 inline constexpr int64_t kMaxCacheSaltBytes = 256;
+inline constexpr int64_t kMaxChoices = 16;
+inline constexpr int64_t kMaxContinuations = 64;
 
 // Where a generation starts from and what it leaves.
 struct StateParams {
@@ -33,6 +35,12 @@ struct StateParams {
 
 struct GenerationRequest {
   std::vector<int32_t> prompt{};  // token ids, not empty, all in the vocabulary
+  // Completions of the one prompt, which is read once: 1..kMaxChoices. What choice i is does not
+  // depend on how many there are.
+  int64_t choices = 1;
+  // Scoring: where there are any, choice i is continuations[i], told with its logprobs, and nothing
+  // is sampled; choices, limits and stops do not matter. Ids are those that can be sampled.
+  std::vector<std::vector<int32_t>> continuations{};
   SamplingParams sampling{};
   int64_t max_tokens = 0;  // >= 1; with state.want_state 0 reads the prompt only
   int64_t min_tokens = 0;  // 0..max_tokens; before, end-of-text and stop tokens are not
@@ -47,13 +55,19 @@ struct GenerationRequest {
   bool echo = false;         // the prompt's tokens and text come first
   StateParams state{};
   SchedulingParams scheduling{};
+
+  bool scores() const { return !continuations.empty(); }
+  int64_t choice_count() const;
+  // What it adds to the queue: the prompt's and all continuations' tokens.
+  int64_t input_tokens() const;
 };
 
 // What an engine can serve, as far as requests must keep to it.
 struct GenerationLimits {
   int64_t vocab_size = 0;
-  int64_t max_prompt_tokens = 0;  // what the queue holds at most; more can never be accepted
-  bool has_tokenizer = false;     // without one there is no text to find stop strings in
+  int64_t sampled_vocab_size = 0;  // ids below it can be sampled: rows beyond are padding
+  int64_t max_prompt_tokens = 0;   // what the queue holds at most; more can never be accepted
+  bool has_tokenizer = false;      // without one there is no text to find stop strings in
 };
 
 // Everything wrong with a request, all at once, with field names as in osdn.v1.GenerateRequest. Of
@@ -82,6 +96,7 @@ struct TokenDelta {
   std::vector<int32_t> token_ids;
   std::string text;
   std::vector<TokenLogprob> logprobs{};  // of token_ids, where asked for; none for an echo
+  int32_t choice = 0;
 };
 
 struct GenerationTimings {
@@ -91,15 +106,18 @@ struct GenerationTimings {
   std::chrono::nanoseconds time_to_first_token{};  // from Submit
 };
 
+// One a choice: nothing of that choice follows.
 struct GenerationFinished {
   FinishReason reason = FinishReason::kStop;
   absl::Status status{};              // not OK exactly when reason is kError
   std::string matched_stop_string{};  // with kStopString
   int64_t prompt_tokens = 0;
-  int64_t cached_tokens = 0;
+  int64_t cached_tokens = 0;  // of them, not computed for this choice: all of them but for choice 0
   int64_t completion_tokens = 0;
   GenerationTimings timings{};
   std::shared_ptr<const SequenceSnapshot> state{};  // where it was asked for
+  int32_t choice = 0;
+  bool last = true;  // every choice of the request is finished: the stream's last event
 };
 
 using GenerationEvent = std::variant<PrefillProgress, TokenDelta, GenerationFinished>;

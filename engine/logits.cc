@@ -80,13 +80,15 @@ void MaskTokens(absl::Span<const int32_t> ids, absl::Span<float> logits) {
 }
 
 TokenLogprob ComputeLogprob(absl::Span<const float> logits, int32_t token, int32_t top) {
-  const double log_total = row_math::LogSumExp(logits, row_math::FindPeak(logits).value);
+  const row_math::Peak peak = row_math::FindPeak(logits);
+  const double log_total = row_math::LogSumExp(logits, peak.value);
   const auto logprob = [log_total](float logit) {
     return static_cast<float>(static_cast<double>(logit) - log_total);
   };
   TokenLogprob result;
   result.token = token;
   result.logprob = logprob(logits[static_cast<size_t>(token)]);
+  result.greedy = peak.index == token;
   result.top = LargestLogits(logits, static_cast<size_t>(std::min(top, kMaxTopLogprobs)));
   for (TopLogprob& likely : result.top) likely.logprob = logprob(likely.logprob);
   return result;

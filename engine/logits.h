@@ -60,6 +60,7 @@ struct TokenLogprob {
   int32_t token = 0;
   float logprob = 0.0F;
   std::vector<TopLogprob> top{};  // the likeliest tokens, best first; ties: the lower id first
+  bool greedy = false;            // what temperature 0 would have chosen from this distribution
 };
 
 // `logits` are finite or -inf and one is finite. `top` is at most kMaxTopLogprobs.

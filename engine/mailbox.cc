@@ -15,13 +15,14 @@ absl::Status Mailbox::Submit(std::unique_ptr<Sequence> sequence) {
         absl::StrCat("the queue is full: ", stats_.queued, " requests wait, at most ",
                      limits_.max_requests, " may; try again later"));
   }
-  const int64_t tokens = sequence->prompt_tokens();
+  const int64_t tokens = sequence->queued_tokens();
   if (tokens > limits_.max_tokens - stats_.queued_tokens) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "the queue is full: ", stats_.queued_tokens, " prompt tokens wait and this request has ",
         tokens, ", at most ", limits_.max_tokens, " may wait; try again later"));
   }
-  sequence->set_id(next_id_++);
+  sequence->set_id(next_id_);
+  next_id_ += static_cast<uint64_t>(sequence->choices());
   arrivals_.push_back(std::move(sequence));
   ++stats_.queued;
   stats_.queued_tokens += tokens;
@@ -91,10 +92,10 @@ Mailbox::Orders Mailbox::Take(bool wait,
   return {std::exchange(arrivals_, {}), std::exchange(abort_, std::nullopt), stop_};
 }
 
-void Mailbox::LeftQueue(int64_t prompt_tokens) {
+void Mailbox::LeftQueue(int64_t tokens) {
   std::lock_guard<std::mutex> lock(mutex_);
   --stats_.queued;
-  stats_.queued_tokens -= prompt_tokens;
+  stats_.queued_tokens -= tokens;
 }
 
 void Mailbox::SetRunning(int64_t running, int64_t swapped, int64_t slots_used) {

@@ -22,7 +22,7 @@ class Mailbox {
  public:
   struct Limits {
     int64_t max_requests = 256;
-    int64_t max_tokens = 1 << 20;  // prompt tokens
+    int64_t max_tokens = 1 << 20;  // of input: prompts, and continuations to be scored
   };
 
   explicit Mailbox(const Limits& limits) : limits_(limits) {}
@@ -40,7 +40,7 @@ class Mailbox {
   void Abort(Ending ending);
   // Asks the loop to return. After Close.
   void Stop();
-  // Until every accepted request has its GenerationFinished.
+  // Until every accepted request has its last GenerationFinished.
   void WaitUntilDone();
   // The same for at most `timeout`; whether it came to that.
   bool WaitUntilDone(std::chrono::milliseconds timeout);
@@ -54,12 +54,12 @@ class Mailbox {
   };
   // What came since the last call; with `wait`, not before something did or `until` is reached.
   Orders Take(bool wait, std::optional<std::chrono::steady_clock::time_point> until = {});
-  // A request of so many prompt tokens left the queue.
-  void LeftQueue(int64_t prompt_tokens);
+  // A request of so many input tokens left the queue.
+  void LeftQueue(int64_t tokens);
   void SetRunning(int64_t running, int64_t swapped, int64_t slots_used);
   void SetPrefixCache(const PrefixCacheStats& stats);
   void SetStepTimes(const StepTimes& times);
-  // A request's GenerationFinished is pushed.
+  // A request's last GenerationFinished is pushed.
   void Done();
 
  private:

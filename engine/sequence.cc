@@ -6,8 +6,9 @@
 namespace osdn {
 namespace {
 
-// What ends a completion of `request`.
+// What ends a completion of `request`; nothing ends one that is only scored.
 std::vector<int32_t> EndTokens(const GenerationRequest& request, const VocabularyView& vocabulary) {
+  if (request.scores()) return {};
   std::vector<int32_t> ids = request.stop_token_ids;
   if (!request.ignore_eos) {
     ids.insert(ids.end(), vocabulary.eos_ids.begin(), vocabulary.eos_ids.end());
@@ -17,14 +18,33 @@ std::vector<int32_t> EndTokens(const GenerationRequest& request, const Vocabular
 
 }  // namespace
 
+std::shared_ptr<Sequence::Group> Sequence::MakeGroup(GenerationRequest request,
+                                                     std::shared_ptr<TokenStream> stream) {
+  auto group = std::make_shared<Group>();
+  const SequenceSnapshot* from = request.state.resume.get();
+  if (from != nullptr && from->pending_token >= 0) {
+    group->pending = request.prompt.empty() ? Pending::kDecoded : Pending::kInPrompt;
+    if (group->pending == Pending::kInPrompt) {
+      request.prompt.insert(request.prompt.begin(), from->pending_token);
+    }
+  }
+  group->unfinished = request.choice_count();
+  group->request = std::move(request);
+  group->stream = std::move(stream);
+  return group;
+}
+
 Sequence::Sequence(GenerationRequest request, std::shared_ptr<TokenStream> stream,
                    const VocabularyView* vocabulary, Clock::time_point submitted)
-    : request_(std::move(request)),
-      stream_(std::move(stream)),
+    : group_(MakeGroup(std::move(request), std::move(stream))),
+      request_(group_->request),
+      stream_(group_->stream.get()),
+      pending_(group_->pending),
+      choice_(0),
       vocabulary_(vocabulary),
-      chooser_(request_, EndTokens(request_, *vocabulary)),
+      chooser_(request_, EndTokens(request_, *vocabulary), choice_),
       submitted_(submitted) {
-  if (vocabulary_->token_bytes) {
+  if (vocabulary_->token_bytes && !request_.scores()) {
     const bool restarts = vocabulary_->restarts_text && !request_.prompt.empty() &&
                           vocabulary_->restarts_text(request_.prompt.back());
     text_.emplace(request_.stop_strings, restarts);
@@ -41,13 +61,46 @@ void Sequence::Resume() {
   prefix_.image = from.image;
   // Text goes on only where nothing comes between.
   if (text_.has_value() && request_.prompt.empty()) text_->Resume(from.text);
-  if (from.pending_token < 0) return;
-  pending_ = request_.prompt.empty() ? Pending::kDecoded : Pending::kInPrompt;
-  if (pending_ == Pending::kDecoded) {
-    last_token_ = from.pending_token;
-  } else {
-    request_.prompt.insert(request_.prompt.begin(), from.pending_token);
+  if (pending_ == Pending::kDecoded) last_token_ = from.pending_token;
+}
+
+Sequence::Sequence(const Sequence& stem, int32_t choice)
+    : group_(stem.group_),
+      request_(stem.request_),
+      stream_(stem.stream_),
+      pending_(stem.pending_),
+      choice_(choice),
+      vocabulary_(stem.vocabulary_),
+      chooser_(request_, EndTokens(request_, *vocabulary_), choice),
+      text_(stem.text_),
+      id_(stem.id_ + static_cast<uint64_t>(choice)),
+      base_(stem.base_),
+      position_(stem.position_),
+      // Its prompt was read for choice 0.
+      cached_tokens_(stem.prompt_end() + (pending_ == Pending::kDecoded ? 1 : 0)),
+      last_token_(stem.last_token_),
+      history_hash_(stem.history_hash_),
+      submitted_(stem.submitted_),
+      admitted_(stem.admitted_) {}
+
+std::vector<std::unique_ptr<Sequence>> Sequence::Fork() {
+  std::vector<std::unique_ptr<Sequence>> forks;
+  if (group_->forked) return forks;
+  group_->forked = true;
+  for (int64_t choice = 1; choice < choices(); ++choice) {
+    forks.push_back(std::unique_ptr<Sequence>(new Sequence(*this, static_cast<int32_t>(choice))));
   }
+  return forks;
+}
+
+void Sequence::Push(TokenDelta delta) {
+  delta.choice = choice_;
+  stream_->Push(std::move(delta));
+}
+
+int64_t Sequence::max_tokens() const {
+  if (!request_.scores()) return request_.max_tokens;
+  return static_cast<int64_t>(request_.continuations[static_cast<size_t>(choice_)].size());
 }
 
 std::optional<Sequence::Clock::time_point> Sequence::time_limit() const {
@@ -89,6 +142,7 @@ void Sequence::SwapOut(std::shared_ptr<const StateImage> image) {
 
 std::shared_ptr<const StateImage> Sequence::SwapIn(int32_t slot) {
   slot_ = slot;
+  had_slot_ = had_slot_ || slot >= 0;
   return std::move(swapped_);
 }
 
@@ -121,11 +175,12 @@ void Sequence::SkipTo(int64_t position) {
   // The slot has it now: its memory goes, what is told of it stays.
   auto rest = std::make_shared<SequenceSnapshot>(*request_.state.resume);
   rest->image = nullptr;
-  request_.state.resume = std::move(rest);
+  group_->request.state.resume = std::move(rest);
 }
 
 void Sequence::Admit(int32_t slot, Clock::time_point now) {
   slot_ = slot;
+  had_slot_ = true;
   admitted_ = now;
 }
 
@@ -156,13 +211,13 @@ void Sequence::EmitPrompt() {
     }
     echo.text += prompt.Flush();
   }
-  stream_->Push(std::move(echo));
+  Push(std::move(echo));
 }
 
 std::optional<Ending> Sequence::TakeLogits(absl::Span<const float> logits, Sampler* sampler,
                                            Clock::time_point now) {
   // Only the state was wanted.
-  if (request_.max_tokens == 0) return Ending{FinishReason::kLength, absl::OkStatus()};
+  if (max_tokens() == 0) return Ending{FinishReason::kLength, absl::OkStatus()};
   // Rows beyond the tokenizer's vocabulary are padding of the matrix.
   logits = logits.first(static_cast<size_t>(vocabulary_->size));
   absl::StatusOr<TokenChooser::Choice> choice = chooser_.Choose(logits, sampler);
@@ -183,11 +238,11 @@ std::optional<Ending> Sequence::TakeLogits(absl::Span<const float> logits, Sampl
     delta.text = text_->Append(vocabulary_->token_bytes(choice->token),
                                chooser_.chosen() >= request_.min_tokens);
   }
-  stream_->Push(std::move(delta));
+  Push(std::move(delta));
   if (text_.has_value() && text_->matched_stop().has_value()) {
     return Ending{FinishReason::kStopString, absl::OkStatus()};
   }
-  if (chooser_.chosen() >= request_.max_tokens) {
+  if (chooser_.chosen() >= max_tokens()) {
     return Ending{FinishReason::kLength, absl::OkStatus()};
   }
   return std::nullopt;
@@ -213,7 +268,8 @@ void Sequence::LeaveState(FinishReason reason, std::shared_ptr<const StateImage>
   SequenceSnapshot left;
   left.image = std::move(image);
   left.seed = request_.sampling.seed;
-  left.random_index = chooser_.next_draw();
+  left.random_index = chooser_.next_draw().index;
+  left.random_choice = chooser_.next_draw().choice;
   left.history_hash = history_hash_;
   // A stop token is no part of the answer and not in the state: going on samples it again.
   if (reason == FinishReason::kStop) {
@@ -244,12 +300,12 @@ void Sequence::LeaveState(FinishReason reason, std::shared_ptr<const StateImage>
   left_state_ = std::make_shared<const SequenceSnapshot>(std::move(left));
 }
 
-void Sequence::Finish(const Ending& ending, Clock::time_point now) {
+bool Sequence::Finish(const Ending& ending, Clock::time_point now) {
   GenerationFinished finished;
   if (text_.has_value()) {
     TokenDelta held;
     held.text = text_->Flush();
-    if (!held.text.empty()) stream_->Push(std::move(held));
+    if (!held.text.empty()) Push(std::move(held));
     finished.matched_stop_string = text_->matched_stop().value_or("");
   }
   finished.reason = ending.reason;
@@ -259,7 +315,15 @@ void Sequence::Finish(const Ending& ending, Clock::time_point now) {
   finished.cached_tokens = cached_tokens_;
   finished.completion_tokens = chooser_.chosen();
   finished.timings = Timings(now);
-  stream_->Push(std::move(finished));
+  finished.choice = choice_;
+  const int64_t ended = group_->forked ? 1 : choices();
+  for (int64_t i = 0; i < ended; ++i) {
+    finished.last = --group_->unfinished == 0;
+    stream_->Push(finished);
+    ++finished.choice;
+    finished.cached_tokens = finished.prompt_tokens;  // not read for it
+  }
+  return group_->unfinished == 0;
 }
 
 }  // namespace osdn

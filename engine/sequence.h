@@ -1,4 +1,4 @@
-// One request on its way: from the queue through prefill and decode to its last event.
+// One completion on its way: from the queue through prefill and decode to its last event.
 #ifndef OSDN_ENGINE_SEQUENCE_H_
 #define OSDN_ENGINE_SEQUENCE_H_
 
@@ -46,15 +46,23 @@ class Sequence {
  public:
   using Clock = std::chrono::steady_clock;
 
-  // `request` is valid; `vocabulary` outlives the sequence.
+  // Choice 0, which reads the prompt. `request` is valid; `vocabulary` outlives the sequence.
   Sequence(GenerationRequest request, std::shared_ptr<TokenStream> stream,
            const VocabularyView* vocabulary, Clock::time_point submitted);
 
+  // The other choices, at the moment when the first token is due (the next thing is TakeLogits of
+  // each); none for a request of one choice, or later. They have no slot: its content is to be
+  // copied from this sequence's.
+  std::vector<std::unique_ptr<Sequence>> Fork();
+
+  // Ids ascend in order of arrival; a request has choices() of them, in the order of its choices.
   uint64_t id() const { return id_; }
   void set_id(uint64_t id) { id_ = id; }
+  int64_t choices() const { return request_.choice_count(); }
   int32_t slot() const { return slot_; }
   SlotRef slot_ref() const { return {slot_, id_}; }
   int64_t position() const { return position_; }
+  int64_t queued_tokens() const { return request_.input_tokens(); }
   // Input to be read, beside what a resumed state holds.
   int64_t prompt_tokens() const { return static_cast<int64_t>(request_.prompt.size()); }
   absl::Span<const int32_t> prompt() const { return request_.prompt; }
@@ -74,6 +82,8 @@ class Sequence {
   void SwapOut(std::shared_ptr<const StateImage> image);
   std::shared_ptr<const StateImage> SwapIn(int32_t slot);
   bool swapped() const { return swapped_ != nullptr; }
+  // False for a fork that waits for its first one.
+  bool had_slot() const { return had_slot_; }
   RunningSequence schedule_view() const;
   WaitingPrompt waiting_view() const;
 
@@ -108,16 +118,39 @@ class Sequence {
   // What Finish tells as the state that is left, around `image` of the slot. Without a pending
   // token the image has the logits after its last one.
   void LeaveState(FinishReason reason, std::shared_ptr<const StateImage> image);
-  // Flushes held text and emits GenerationFinished. Last call.
-  void Finish(const Ending& ending, Clock::time_point now);
+  // Flushes held text and emits GenerationFinished; where it never came to Fork, for every choice.
+  // Last call. True: the request has no other choice left.
+  bool Finish(const Ending& ending, Clock::time_point now);
 
  private:
+  // A resumed state's pending token: with a prompt it is read with it; alone it is a decode step,
+  // as it would have been without the stop, to the bit.
+  enum class Pending : uint8_t { kNone, kInPrompt, kDecoded };
+  // What the choices of a request share; the loop's thread's.
+  struct Group {
+    GenerationRequest request;
+    std::shared_ptr<TokenStream> stream;
+    Pending pending = Pending::kNone;
+    bool forked = false;
+    int64_t unfinished = 0;  // choices
+  };
+
+  static std::shared_ptr<Group> MakeGroup(GenerationRequest request,
+                                          std::shared_ptr<TokenStream> stream);
+  // A choice of `stem`'s request.
+  Sequence(const Sequence& stem, int32_t choice);
   void EmitPrompt();
   void Resume();
+  void Push(TokenDelta delta);
+  // Tokens of this choice, at most.
+  int64_t max_tokens() const;
   GenerationTimings Timings(Clock::time_point now) const;
 
-  GenerationRequest request_;
-  std::shared_ptr<TokenStream> stream_;
+  const std::shared_ptr<Group> group_;
+  const GenerationRequest& request_;
+  TokenStream* const stream_;
+  const Pending pending_;
+  const int32_t choice_;
   const VocabularyView* vocabulary_;
   TokenChooser chooser_;
   std::optional<TextStream> text_;  // none without a tokenizer
@@ -125,11 +158,8 @@ class Sequence {
   int32_t slot_ = -1;
   int64_t base_ = 0;           // tokens in the state it resumed
   int64_t position_ = 0;       // tokens in the state
-  int64_t cached_tokens_ = 0;  // of them, not computed for this request
-  // A resumed state's pending token: with a prompt it is read with it; alone it is a decode step,
-  // as it would have been without the stop, to the bit.
-  enum class Pending : uint8_t { kNone, kInPrompt, kDecoded };
-  Pending pending_ = Pending::kNone;
+  int64_t cached_tokens_ = 0;  // of them, not computed for this choice
+  bool had_slot_ = false;
   PrefixPlan prefix_;
   int32_t last_token_ = -1;
   uint64_t history_hash_ = 0;       // of the prompt, then of every token that was fed

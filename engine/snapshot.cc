@@ -117,6 +117,7 @@ class Description {
     if (value == nullptr || !value->is_string()) return Fail(key), std::string();
     return value->get<std::string>();
   }
+  bool Has(const char* key) const { return Find(key) != nullptr; }
   // A string of bytes, spelt in hex.
   std::string Bytes(const char* key) { return absl::HexStringToBytes(Hex(key)); }
   uint64_t Unsigned(const char* key) {
@@ -184,6 +185,7 @@ std::string Describe(const SequenceSnapshot& snapshot, const StateIdentity& iden
       {"pending_token", snapshot.pending_token},
       {"seed", snapshot.seed},
       {"random_index", snapshot.random_index},
+      {"random_choice", snapshot.random_choice},
       {"history_hash", snapshot.history_hash},
       {"recent_tokens", snapshot.recent_tokens},
       {"recent_completion", snapshot.recent_completion},
@@ -224,10 +226,14 @@ absl::Status CheckIdentity(Description* description, const StateIdentity& want, 
 absl::StatusOr<SequenceSnapshot> ReadSnapshot(const Parts& parts, const StateIdentity& identity,
                                               Description* description) {
   constexpr size_t kMaxTail = 4096;
+  constexpr uint64_t kMaxRandomChoice = uint64_t{1} << 31;  // room for the next fork's choices
   SequenceSnapshot snapshot;
   snapshot.pending_token = description->Token("pending_token", identity.vocab_size);
   snapshot.seed = description->Unsigned("seed");
   snapshot.random_index = description->Unsigned("random_index");
+  // States made before there were choices do not have it.
+  const uint64_t random_choice =
+      description->Has("random_choice") ? description->Unsigned("random_choice") : 0;
   snapshot.history_hash = description->Unsigned("history_hash");
   snapshot.recent_tokens =
       description->Tokens("recent_tokens", identity.vocab_size, kSnapshotRecentTokens);
@@ -245,7 +251,8 @@ absl::StatusOr<SequenceSnapshot> ReadSnapshot(const Parts& parts, const StateIde
   const size_t vocab = static_cast<size_t>(identity.vocab_size);
   const bool right_logits = parts.logits.size() % sizeof(float) == 0 &&
                             (logits == vocab || (logits == 0 && snapshot.pending_token >= 0));
-  if (!right_logits || position > (uint64_t{1} << 62) ||
+  snapshot.random_choice = static_cast<uint32_t>(random_choice);
+  if (!right_logits || random_choice > kMaxRandomChoice || position > (uint64_t{1} << 62) ||
       snapshot.text.stop_held.size() > kMaxTail || snapshot.text.utf8_held.size() > 3) {
     return absl::InvalidArgumentError(
         absl::StrCat("state blob: position ", position, ", ", logits, " logits, pending token ",

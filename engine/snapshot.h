@@ -31,8 +31,9 @@ struct SequenceSnapshot {
   std::shared_ptr<const StateImage> image;  // of position tokens; logits where nothing is pending
   int32_t pending_token = -1;  // the newest token: told to the client, not yet in the state; or -1
   uint64_t seed = 0;
-  uint64_t random_index = 0;             // of the next token to sample: the random numbers' counter
-  uint64_t history_hash = 0;             // of the tokens in the state (ExtendHistory)
+  uint64_t random_index = 0;   // of the next token to sample: the random numbers' counter,
+  uint32_t random_choice = 0;  // and the choice that is part of it
+  uint64_t history_hash = 0;   // of the tokens in the state (ExtendHistory)
   std::vector<int32_t> recent_tokens{};  // the last ones, oldest first, the pending one included
   uint64_t recent_completion = 0;        // of them, so many last ones are the completion's own
   TextTail text{};

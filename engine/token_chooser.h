@@ -25,8 +25,9 @@ class TokenChooser {
     std::optional<TokenLogprob> logprob{};  // where the request asks for it
   };
 
-  // `request` is valid and outlives the chooser. `end_tokens`: what ends this request's completion.
-  TokenChooser(const GenerationRequest& request, std::vector<int32_t> end_tokens);
+  // Of the request's `choice`. `request` is valid and outlives the chooser. `end_tokens`: what ends
+  // this request's completion.
+  TokenChooser(const GenerationRequest& request, std::vector<int32_t> end_tokens, int32_t choice);
 
   // The next token of the completion. `logits` are cut to the vocabulary and stay as they are.
   // Errors as Sampler::Sample.
@@ -34,17 +35,22 @@ class TokenChooser {
 
   bool IsEndToken(int32_t token) const;
   int64_t chosen() const { return chosen_; }
-  // The random numbers' counter of the next token.
-  uint64_t next_draw() const { return first_draw_ + static_cast<uint64_t>(chosen_); }
+  // The random number of the next token.
+  DrawPlace next_draw() const {
+    return {.index = first_draw_ + static_cast<uint64_t>(chosen_), .choice = draw_choice_};
+  }
 
  private:
+  absl::StatusOr<Choice> ChooseGiven(absl::Span<const float> logits);
   bool masks_end_tokens() const { return chosen_ < request_->min_tokens; }
 
   const GenerationRequest* request_;
   std::vector<int32_t> end_tokens_;  // sorted
   std::optional<PenaltyWindow> penalties_;
-  uint64_t first_draw_ = 0;  // goes on where a resumed state ended
-  int64_t chosen_ = 0;       // tokens, end token included
+  absl::Span<const int32_t> given_;  // the completion, where it is only scored
+  uint64_t first_draw_ = 0;          // goes on where a resumed state ended
+  uint32_t draw_choice_ = 0;
+  int64_t chosen_ = 0;  // tokens, end token included
 };
 
 }  // namespace osdn

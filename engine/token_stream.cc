@@ -62,17 +62,24 @@ bool TokenStream::full() const {
 }
 
 bool TokenStream::MergeLocked(GenerationEvent* event) {
-  if (events_.size() < capacity_ || events_.back().index() != event->index()) return false;
-  if (auto* delta = std::get_if<TokenDelta>(event)) {
-    auto& last = std::get<TokenDelta>(events_.back());
-    last.token_ids.insert(last.token_ids.end(), delta->token_ids.begin(), delta->token_ids.end());
-    last.text += delta->text;
-    last.logprobs.insert(last.logprobs.end(), std::make_move_iterator(delta->logprobs.begin()),
-                         std::make_move_iterator(delta->logprobs.end()));
-  } else {
+  if (events_.size() < capacity_) return false;
+  if (std::holds_alternative<PrefillProgress>(*event)) {
+    if (!std::holds_alternative<PrefillProgress>(events_.back())) return false;
     events_.back() = std::move(*event);
+    return true;
   }
-  return true;
+  auto* delta = std::get_if<TokenDelta>(event);
+  if (delta == nullptr) return false;
+  for (auto it = events_.rbegin(); it != events_.rend(); ++it) {
+    auto* last = std::get_if<TokenDelta>(&*it);
+    if (last == nullptr || last->choice != delta->choice) continue;
+    last->token_ids.insert(last->token_ids.end(), delta->token_ids.begin(), delta->token_ids.end());
+    last->text += delta->text;
+    last->logprobs.insert(last->logprobs.end(), std::make_move_iterator(delta->logprobs.begin()),
+                          std::make_move_iterator(delta->logprobs.end()));
+    return true;
+  }
+  return false;
 }
 
 void TokenStream::Push(GenerationEvent event) {

@@ -1,4 +1,5 @@
-// The way back of one request: a bounded queue of events from the engine's loop to one consumer.
+// The way back of one request, all its choices: a bounded queue of events from the engine's loop to
+// one consumer.
 #ifndef OSDN_ENGINE_TOKEN_STREAM_H_
 #define OSDN_ENGINE_TOKEN_STREAM_H_
 
@@ -14,7 +15,8 @@
 
 namespace osdn {
 
-// Thread-safe: one producer (the loop), one consumer. The last event is always GenerationFinished.
+// Thread-safe: one producer (the loop), one consumer. The last event is always a GenerationFinished
+// whose `last` is set.
 // A full queue does not block the producer: the loop asks full() and lets the sequence sit out, so
 // a slow reader slows itself only.
 class TokenStream {
@@ -29,7 +31,7 @@ class TokenStream {
   // --- Consumer ---
   // The next event, or nullopt when none is ready now.
   std::optional<GenerationEvent> TryNext();
-  // Waits for the next event. Not after GenerationFinished was returned.
+  // Waits for the next event. Not after the last one was returned.
   GenerationEvent Next();
   // `callback` runs on the producer's thread after each push; it must be quick and may call TryNext
   // and Cancel, nothing else of the stream. Runs at once, on this thread, if events are waiting.
@@ -37,15 +39,15 @@ class TokenStream {
   // destroying what it uses.
   void SetReadyCallback(std::function<void()> callback);
   // The client is gone or has had enough: frees the slot within one step. Idempotent. A
-  // GenerationFinished with kCancelled still comes.
+  // GenerationFinished with kCancelled still comes for every choice that had none.
   void Cancel();
 
   // --- Producer ---
   bool full() const;
   bool cancelled() const { return cancelled_.load(std::memory_order_acquire); }
-  // Deltas to a full queue merge into its last delta (progress replaces progress), so nothing is
-  // lost and memory stays bounded by the tokens of the step that filled it. Nothing may follow
-  // GenerationFinished.
+  // Deltas to a full queue merge into the last delta of their choice (progress replaces progress),
+  // so nothing is lost and memory stays bounded by the tokens of the step that filled it. Nothing
+  // may follow a choice's GenerationFinished.
   void Push(GenerationEvent event);
 
  private:

@@ -1,4 +1,4 @@
-// Generate and GenerateStream as gRPC callback reactors.
+// Calls that run on the engine, as gRPC callback reactors: Generate, Chat, Score, SaveState.
 #ifndef OSDN_SERVER_GENERATE_CALLS_H_
 #define OSDN_SERVER_GENERATE_CALLS_H_
 
@@ -34,12 +34,23 @@ struct CallEnvironment {
   int64_t max_tokens_limit = 0;
 };
 
-// Both own themselves until the call is done. `request` and `response` live as long as the call.
+// All own themselves until the call is done. `request` and `response` live as long as the call.
 grpc::ServerUnaryReactor* StartGenerateCall(const CallEnvironment& environment,
                                             const v1::GenerateRequest* request,
                                             v1::GenerateResponse* response);
 grpc::ServerWriteReactor<v1::GenerateStreamResponse>* StartGenerateStreamCall(
     const CallEnvironment& environment, const v1::GenerateRequest* request);
+
+// The same as Generate's, of the messages.
+grpc::ServerUnaryReactor* StartChatCall(const CallEnvironment& environment,
+                                        const v1::ChatRequest* request,
+                                        v1::GenerateResponse* response);
+grpc::ServerWriteReactor<v1::GenerateStreamResponse>* StartChatStreamCall(
+    const CallEnvironment& environment, const v1::ChatRequest* request);
+
+grpc::ServerUnaryReactor* StartScoreCall(const CallEnvironment& environment,
+                                         const v1::ScoreRequest* request,
+                                         v1::ScoreResponse* response);
 
 // Reads a prompt into a state.
 grpc::ServerUnaryReactor* StartSaveStateCall(const CallEnvironment& environment,

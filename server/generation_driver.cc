@@ -48,7 +48,8 @@ void GenerationDriver::Pump() {
       if (!event.has_value()) return;
       busy_ = true;
     }
-    const bool last = std::holds_alternative<GenerationFinished>(*event);
+    const auto* finished = std::get_if<GenerationFinished>(&*event);
+    const bool last = finished != nullptr && finished->last;
     if (!sink_->OnEvent(*std::move(event)) || last) return;
     absl::MutexLock lock(&mutex_);
     busy_ = false;

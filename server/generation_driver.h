@@ -17,8 +17,8 @@ namespace osdn {
 class GenerationSink {
  public:
   // One event; never two at once. True: give me the next when there is one. False: wait for Resume.
-  // The last event is GenerationFinished (the result is then ignored); the driver does not touch
-  // the sink during or after its return, so the sink may be deleted from then on.
+  // After the last event (a GenerationFinished that says so) the result is ignored; the driver does
+  // not touch the sink during or after its return, so the sink may be deleted from then on.
   virtual bool OnEvent(GenerationEvent event) = 0;
 
  protected:
@@ -33,7 +33,7 @@ class GenerationDriver : public std::enable_shared_from_this<GenerationDriver> {
  public:
   GenerationDriver(GenerationSink* sink, Executor* executor) : sink_(sink), executor_(executor) {}
 
-  // Once, if at all. Afterwards the sink gets events, up to GenerationFinished, whatever happens.
+  // Once, if at all. Afterwards the sink gets events, up to the last, whatever happens.
   void Start(const std::shared_ptr<TokenStream>& stream);
   // The sink is done with the event for which OnEvent returned false.
   void Resume();

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "server/chat_mapping.h"
 #include "server/model_info.h"
 #include "server/request_mapping.h"
 #include "server/status.h"
@@ -177,6 +178,43 @@ grpc::ServerWriteReactor<v1::GenerateStreamResponse>* InferenceService::Generate
   const std::optional<CallEnvironment> environment = Environment(context);
   if (!environment.has_value()) return new FailedStream(ToGrpcStatus(LoadingError()));
   return StartGenerateStreamCall(*environment, request);
+}
+
+grpc::ServerUnaryReactor* InferenceService::Chat(grpc::CallbackServerContext* context,
+                                                 const v1::ChatRequest* request,
+                                                 v1::GenerateResponse* response) {
+  const std::optional<CallEnvironment> environment = Environment(context);
+  if (!environment.has_value()) return FinishNow(context, LoadingError());
+  return StartChatCall(*environment, request, response);
+}
+
+grpc::ServerWriteReactor<v1::GenerateStreamResponse>* InferenceService::ChatStream(
+    grpc::CallbackServerContext* context, const v1::ChatRequest* request) {
+  const std::optional<CallEnvironment> environment = Environment(context);
+  if (!environment.has_value()) return new FailedStream(ToGrpcStatus(LoadingError()));
+  return StartChatStreamCall(*environment, request);
+}
+
+grpc::ServerUnaryReactor* InferenceService::Score(grpc::CallbackServerContext* context,
+                                                  const v1::ScoreRequest* request,
+                                                  v1::ScoreResponse* response) {
+  const std::optional<CallEnvironment> environment = Environment(context);
+  if (!environment.has_value()) return FinishNow(context, LoadingError());
+  return StartScoreCall(*environment, request, response);
+}
+
+grpc::ServerUnaryReactor* InferenceService::RenderChat(grpc::CallbackServerContext* context,
+                                                       const v1::RenderChatRequest* request,
+                                                       v1::RenderChatResponse* response) {
+  const std::optional<CallEnvironment> environment = Environment();
+  if (!environment.has_value()) return FinishNow(context, LoadingError());
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  // A state may have to be read from the disk.
+  Executor& executor = request->state_id().empty() ? workers_ : storage_;
+  executor.Post([reactor, environment = *environment, request, response] {
+    reactor->Finish(ToGrpcStatus(RenderMessages(environment, *request, response)));
+  });
+  return reactor;
 }
 
 grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,

@@ -61,6 +61,8 @@ void FillModelResponse(const Engine& engine, const ServerOptions& options,
   response->set_max_prompt_tokens(static_cast<uint64_t>(options.max_queued_tokens));
   response->set_backend(engine.info().backend);
   response->set_server_version(std::string(Version()));
+  response->set_max_choices(static_cast<uint32_t>(kMaxChoices));
+  response->set_max_continuations(static_cast<uint32_t>(kMaxContinuations));
 }
 
 }  // namespace osdn

@@ -69,6 +69,10 @@ class RequestReader {
       Add("state.save_state_as",
           absl::StrCat(state.save_state_as().size(), " bytes: at most ", kMaxStateLabelBytes));
     }
+    if (state.replace() && request_.sampling().n() > 1) {
+      Add("state.replace", absl::StrCat("true, but sampling.n is ", request_.sampling().n(),
+                                        ": a state of many successors has none to replace it"));
+    }
     if (state.replace() && !(state.has_state_id() && state.has_save_state_as())) {
       Add("state.replace", "true, which needs state_id and save_state_as");
     }
@@ -158,6 +162,8 @@ class RequestReader {
 
   void ReadSampling(const v1::SamplingParams& sampling) {
     SamplingParams& out = result_.sampling;
+    constexpr uint32_t kMaxInt = std::numeric_limits<int32_t>::max();
+    if (sampling.has_n()) result_.choices = std::min(sampling.n(), kMaxInt);
     if (sampling.has_temperature()) out.temperature = sampling.temperature();
     if (sampling.has_top_p()) out.top_p = sampling.top_p();
     if (sampling.has_min_p()) out.min_p = sampling.min_p();
@@ -340,6 +346,7 @@ v1::ResolvedParams ToResolvedParams(const GenerationRequest& request) {
     added->set_token_id(static_cast<uint32_t>(bias.token));
     added->set_bias(bias.bias);
   }
+  sampling->set_n(static_cast<uint32_t>(request.choices));
   v1::StopConditions* stop = params.mutable_stop();
   stop->set_max_tokens(static_cast<uint32_t>(request.max_tokens));
   stop->set_min_tokens(static_cast<uint32_t>(request.min_tokens));

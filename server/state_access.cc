@@ -155,6 +155,8 @@ absl::StatusOr<StateAccess::Left> StateAccess::Leave(const SequenceSnapshot& sna
   return left;
 }
 
+void StateAccess::Forget(const std::string& id) { store_->Delete(kOwner, id).IgnoreError(); }
+
 absl::StatusOr<v1::StateInfo> StateAccess::Import(absl::string_view blob, const std::string& label,
                                                   absl::Duration ttl) {
   const absl::StatusOr<SequenceSnapshot> snapshot = DecodeSnapshot(blob, identity_, key_);

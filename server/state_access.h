@@ -41,6 +41,9 @@ class StateAccess {
   // Keeps and returns `snapshot` as `options` ask.
   absl::StatusOr<Left> Leave(const SequenceSnapshot& snapshot, const v1::StateOptions& options);
 
+  // Takes back what Leave kept.
+  void Forget(const std::string& id);
+
   // Checks a blob that came from outside and keeps it.
   absl::StatusOr<v1::StateInfo> Import(absl::string_view blob, const std::string& label,
                                        absl::Duration ttl);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <csignal>
 #include <iostream>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -31,6 +32,7 @@ struct GenerateFlags {
   std::string prompt_file;
   std::vector<std::string> ids;
   GenerationFlags generation;
+  OutputFlags output;
   bool json = false;
 };
 
@@ -61,21 +63,73 @@ absl::Status SetPrompt(const GenerateFlags& flags, int64_t vocab_size,
   return absl::OkStatus();
 }
 
-// Takes the deltas of one generation: to standard output as they come, or kept for --json.
+using Object = nlohmann::ordered_json;
+
+// Bytes of a token, which may be no whole characters, as they are.
+std::vector<int> ByteValues(const std::string& bytes) {
+  const auto value = [](char byte) { return static_cast<int>(static_cast<unsigned char>(byte)); };
+  std::vector<int> values(bytes.size());
+  std::transform(bytes.begin(), bytes.end(), values.begin(), value);
+  return values;
+}
+
+template <class Logprob>
+Object JsonLogprob(const Logprob& logprob) {
+  return {{"token_id", logprob.token_id()},
+          {"bytes", ByteValues(logprob.token_bytes())},
+          {"logprob", logprob.logprob()}};
+}
+
+Object JsonTokenLogprob(const v1::TokenLogprob& logprob) {
+  Object object = JsonLogprob(logprob);
+  for (const v1::TopLogprob& top : logprob.top()) object["top"].push_back(JsonLogprob(top));
+  return object;
+}
+
+// Takes the deltas of one generation. A single completion goes to standard output as it comes; what
+// is one of many, or for --json, when it is whole.
 class Output {
  public:
-  Output(bool json, bool has_tokenizer) : json_(json), has_tokenizer_(has_tokenizer) {}
+  Output(bool json, bool has_tokenizer, bool many)
+      : json_(json), has_tokenizer_(has_tokenizer), many_(many) {}
 
   void Add(const v1::Delta& delta) {
+    Choice& choice = choices_[delta.index()];
+    choice.text += delta.text();
+    choice.ids.insert(choice.ids.end(), delta.token_ids().begin(), delta.token_ids().end());
+    for (const v1::TokenLogprob& logprob : delta.logprobs()) {
+      choice.logprobs.push_back(JsonTokenLogprob(logprob));
+    }
+    if (!json_ && !many_) Show(delta.text(), delta.token_ids());
+  }
+
+  void Finish(const v1::Finished& finished) {
+    const Choice& choice = choices_[finished.index()];
     if (json_) {
-      text_ += delta.text();
-      ids_.insert(ids_.end(), delta.token_ids().begin(), delta.token_ids().end());
+      std::cout << Json(choice, finished) << '\n';
       return;
     }
+    if (many_) {
+      std::cout << "--- choice " << finished.index() << " ---\n";
+      Show(choice.text, choice.ids);
+    }
+    std::cout << std::endl;
+    first_ = true;
+  }
+
+ private:
+  struct Choice {
+    std::string text;
+    std::vector<uint32_t> ids;
+    Object logprobs = Object::array();
+  };
+
+  template <class Ids>
+  void Show(const std::string& text, const Ids& ids) {
     if (has_tokenizer_) {
-      std::cout << delta.text();
+      std::cout << text;
     } else {
-      for (const uint32_t id : delta.token_ids()) {
+      for (const uint32_t id : ids) {
         std::cout << (first_ ? "" : " ") << id;
         first_ = false;
       }
@@ -83,22 +137,13 @@ class Output {
     std::cout.flush();
   }
 
-  void Finish(const v1::Finished& finished) const {
-    if (json_) {
-      std::cout << Json(finished) << '\n';
-    } else {
-      std::cout << std::endl;
-    }
-  }
-
- private:
-  std::string Json(const v1::Finished& finished) const {
-    using Object = nlohmann::ordered_json;
+  static std::string Json(const Choice& choice, const v1::Finished& finished) {
     const v1::Timings& timings = finished.timings();
-    const Object root = {
+    Object root = {
         {"model", finished.model()},
-        {"text", text_},
-        {"token_ids", ids_},
+        {"index", finished.index()},
+        {"text", choice.text},
+        {"token_ids", choice.ids},
         {"finish_reason", FinishReasonName(finished.finish_reason())},
         {"stop_string", finished.stop_string()},
         {"usage",
@@ -113,14 +158,15 @@ class Output {
         {"tokens_per_second", DecodeTokensPerSecond(finished)},
         {"seed", finished.params().sampling().seed()},
     };
+    if (finished.params().output().logprobs()) root["logprobs"] = choice.logprobs;
     return root.dump(2, ' ', false, Object::error_handler_t::replace);
   }
 
   const bool json_;
   const bool has_tokenizer_;
-  bool first_ = true;
-  std::string text_;
-  std::vector<uint32_t> ids_;
+  const bool many_;
+  bool first_ = true;  // id of a line
+  std::map<uint32_t, Choice> choices_;
 };
 
 absl::Status RunGenerate(const GenerateFlags& flags) {
@@ -145,15 +191,17 @@ absl::Status RunGenerate(const GenerateFlags& flags) {
   absl::Status status = SetPrompt(flags, model->architecture().vocab_size(), &request);
   if (!status.ok()) return status;
   ApplyGenerationFlags(flags.generation, &request);
+  ApplyOutputFlags(flags.output, &request);
 
-  Output output(flags.json, model->has_tokenizer());
-  absl::StatusOr<v1::Finished> finished =
-      client->Generate(request, &context, [&output](const v1::Delta& delta) { output.Add(delta); });
+  Output output(flags.json, model->has_tokenizer(), flags.output.choices.value_or(1) > 1);
+  const absl::StatusOr<v1::Finished> finished = client->Generate(
+      request, &context, [&output](const v1::Delta& delta) { output.Add(delta); },
+      [&output](const v1::Finished& choice) {
+        output.Finish(choice);
+        std::cerr << '[' << StatsLine(choice) << "]\n";
+      });
   if (absl::IsCancelled(finished.status())) std::cout << std::endl;
-  if (!finished.ok()) return finished.status();
-  output.Finish(*finished);
-  std::cerr << '[' << StatsLine(*finished) << "]\n";
-  return absl::OkStatus();
+  return finished.status();
 }
 
 }  // namespace
@@ -173,9 +221,10 @@ void AddGenerateCommand(CLI::App& app, Action* action) {
   prompt->add_option("--ids", flags->ids, "Token ids, separated by spaces or commas");
   prompt->require_option(0, 1);
   AddGenerationFlags(command, &flags->generation);
+  AddOutputFlags(command, &flags->output);
   AddBackendFlags(command, &flags->engine.backend);
   command->add_flag("--json", flags->json,
-                    "One JSON object at the end instead of a stream of text");
+                    "One JSON object a completion instead of a stream of text");
   command->callback([flags, action] { *action = [flags] { return RunGenerate(*flags); }; });
 }
 

@@ -78,14 +78,17 @@ absl::StatusOr<v1::GetModelResponse> InferenceClient::GetModel() const {
 
 absl::StatusOr<v1::Finished> InferenceClient::Generate(const v1::GenerateRequest& request,
                                                        grpc::ClientContext* context,
-                                                       const DeltaCallback& on_delta) const {
+                                                       const DeltaCallback& on_delta,
+                                                       const FinishedCallback& on_finished) const {
   std::unique_ptr<grpc::ClientReader<v1::GenerateStreamResponse>> reader =
       stub_->GenerateStream(context, request);
   std::optional<v1::Finished> finished;
   v1::GenerateStreamResponse event;
   while (reader->Read(&event)) {
     if (event.has_delta()) on_delta(event.delta());
-    if (event.has_finished()) finished = std::move(*event.mutable_finished());
+    if (!event.has_finished()) continue;
+    finished = std::move(*event.mutable_finished());
+    if (on_finished) on_finished(*finished);
   }
   if (const grpc::Status status = reader->Finish(); !status.ok()) return ToStatus(status);
   if (!finished.has_value()) {

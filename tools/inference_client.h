@@ -20,6 +20,7 @@ namespace osdn::tools {
 class InferenceClient {
  public:
   using DeltaCallback = std::function<void(const v1::Delta&)>;
+  using FinishedCallback = std::function<void(const v1::Finished&)>;
 
   // Plaintext; HOST:PORT or unix:PATH. Does not connect yet: the first call does.
   explicit InferenceClient(const std::string& address);
@@ -28,11 +29,12 @@ class InferenceClient {
 
   absl::StatusOr<v1::GetModelResponse> GetModel() const;
 
-  // Blocks until the stream's end, handing each delta to `on_delta`. Another thread may end it with
-  // context->TryCancel(): the result is then CANCELLED.
+  // Blocks until the stream's end, handing each delta to `on_delta` and the end of each choice to
+  // `on_finished` (may be empty). The result is the end of the choice that was done last. Another
+  // thread may end it with context->TryCancel(): the result is then CANCELLED.
   absl::StatusOr<v1::Finished> Generate(const v1::GenerateRequest& request,
-                                        grpc::ClientContext* context,
-                                        const DeltaCallback& on_delta) const;
+                                        grpc::ClientContext* context, const DeltaCallback& on_delta,
+                                        const FinishedCallback& on_finished = {}) const;
 
   // grpc.health.v1: OK when `service` (empty: the server as a whole) is SERVING.
   absl::Status CheckHealth(const std::string& service) const;

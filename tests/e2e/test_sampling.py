@@ -99,7 +99,7 @@ def test_resolved_parameters_are_echoed(tiny):
                 "logit_bias": [{"token_id": 5, "bias": -2}], "seed": 9}
     params = tiny.generate(PROMPT, sampling=sampling, max_tokens=2,
                            output={"logprobs": True, "top_logprobs": 2, "echo": True}).params
-    expected = tiny.pb.SamplingParams(**sampling, top_k=0, top_p=1, min_p=0)
+    expected = tiny.pb.SamplingParams(**sampling, top_k=0, top_p=1, min_p=0, n=1)
     assert params.sampling == expected
     assert params.output == tiny.pb.OutputOptions(logprobs=True, top_logprobs=2, echo=True)
     defaults = tiny.generate(PROMPT, max_tokens=2).params.sampling

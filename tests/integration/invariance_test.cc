@@ -3,6 +3,7 @@
 // gave up its slot, or whether it was saved and resumed by another process.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <memory>
@@ -52,19 +53,29 @@ struct Answer {
   }
 };
 
-// Reads to the end, sleeping once for `nap` after the first events.
-Answer Read(TokenStream* stream, std::chrono::milliseconds nap = {}) {
-  Answer answer;
+// Reads all choices to the end, sleeping once for `nap` after the first events.
+std::vector<Answer> ReadChoices(TokenStream* stream, std::chrono::milliseconds nap = {}) {
+  std::vector<Answer> answers;
+  const auto at = [&answers](int32_t choice) -> Answer& {
+    answers.resize(std::max(answers.size(), static_cast<size_t>(choice) + 1));
+    return answers[static_cast<size_t>(choice)];
+  };
   for (int events = 0;; ++events) {
     if (events == 1 && nap.count() > 0) std::this_thread::sleep_for(nap);
     GenerationEvent event = stream->Next();
-    if (auto* delta = std::get_if<TokenDelta>(&event)) answer.Add(*delta);
+    if (auto* delta = std::get_if<TokenDelta>(&event)) at(delta->choice).Add(*delta);
     if (auto* finished = std::get_if<GenerationFinished>(&event)) {
+      Answer& answer = at(finished->choice);
       answer.finished = *finished;
       answer.reason = finished->reason;
-      return answer;
+      if (finished->last) return answers;
     }
   }
+}
+
+// The last choice's.
+Answer Read(TokenStream* stream, std::chrono::milliseconds nap = {}) {
+  return ReadChoices(stream, nap).back();
 }
 
 void ExpectSame(const Answer& got, const Answer& want) {
@@ -134,6 +145,7 @@ class InvarianceTest : public ::testing::TestWithParam<kernels::DType> {
         request.prompt.push_back(static_cast<int32_t>(Pick(0, kVocab - 1)));
       }
       request.max_tokens = Pick(2, 40);
+      request.choices = Pick(0, 3) == 0 ? Pick(2, 5) : 1;
       request.ignore_eos = true;
       request.logprobs = true;
       request.top_logprobs = static_cast<int32_t>(Pick(0, 5));
@@ -210,6 +222,64 @@ TEST_P(InvarianceTest, NothingElseMatters) {
   }
 }
 
+// Choices of one prompt, and the same tokens scored: however few slots there are and however many
+// choices, alone or among others.
+TEST_P(InvarianceTest, ChoicesAndScores) {
+  SCOPED_TRACE(seed_);
+  std::vector<GenerationRequest> requests = Requests(12);
+  std::vector<std::vector<Answer>> alone;
+  {
+    const auto engine = Make(Plain());
+    for (size_t i = 0; i < 12; ++i) {
+      requests[i].choices = 7;
+      alone.push_back(ReadChoices(Submit(engine.get(), requests[i]).get()));
+      // One of them by itself, and what was sampled as a request of its own to be scored.
+      GenerationRequest scoring = requests[i];
+      requests[i].choices = 1;
+      ExpectSame(Read(Submit(engine.get(), requests[i]).get()), alone[i][0]);
+      requests[i].choices = Pick(1, 7);
+      scoring.sampling = {};
+      for (const Answer& answer : alone[i]) scoring.continuations.push_back(answer.ids);
+      requests.push_back(scoring);
+    }
+    for (size_t i = 0; i < 12; ++i) alone.push_back(alone[i]);
+    for (size_t i = 12; i < requests.size(); ++i) {
+      const std::vector<Answer> scored = ReadChoices(Submit(engine.get(), requests[i]).get());
+      ASSERT_EQ(scored.size(), 7U);
+      for (size_t c = 0; c < scored.size(); ++c) ExpectSame(scored[c], alone[i][c]);
+    }
+  }
+  for (int schedule = 0; schedule < 3; ++schedule) {
+    SCOPED_TRACE(absl::StrCat("schedule ", schedule));
+    EngineOptions options = Random();
+    if (schedule == 0) options.max_slots = 2;
+    const auto engine = Make(options);
+    std::vector<std::thread> clients;
+    for (size_t i = 0; i < requests.size(); ++i) {
+      const bool slow = Pick(0, 7) == 0;
+      const bool hangs_up = Pick(0, 3) == 0;
+      clients.emplace_back([&, i, slow, hangs_up] {
+        if (hangs_up) {
+          const auto stream = Submit(engine.get(), requests[i]);
+          stream->Next();
+          stream->Cancel();
+          ReadChoices(stream.get());
+        }
+        const auto stream = Submit(engine.get(), requests[i]);
+        SCOPED_TRACE(absl::StrCat("request ", i));
+        const std::vector<Answer> answers =
+            ReadChoices(stream.get(), std::chrono::milliseconds(slow ? 250 : 0));
+        ASSERT_EQ(answers.size(), static_cast<size_t>(requests[i].choice_count()));
+        for (size_t c = 0; c < answers.size(); ++c) ExpectSame(answers[c], alone[i][c]);
+      });
+    }
+    for (std::thread& client : clients) client.join();
+    const EngineStats stats = engine->stats();
+    EXPECT_EQ(stats.running + stats.queued + stats.queued_tokens + stats.slots_used + stats.swapped,
+              0);
+  }
+}
+
 // Cut into parts at random places, each part on another engine, among others.
 TEST_P(InvarianceTest, SavedAndResumedElsewhere) {
   SCOPED_TRACE(seed_);
@@ -229,6 +299,7 @@ TEST_P(InvarianceTest, SavedAndResumedElsewhere) {
       if (states[i] != nullptr) {
         request.state.resume = Shipped(*states[i], *engine);
         request.prompt.clear();
+        request.choices = 1;  // the state's
       }
       streams[i] = Submit(engine.get(), request);
     }

@@ -127,6 +127,9 @@ TEST_F(StateTest, NewTokensFollowThePendingOne) {
   GenerationRequest request = Request({1, 2, 3}, 4);
   request.ignore_eos = true;
   request.state.want_state = true;
+  // Nor is the pending token seen twice.
+  request.sampling.repetition_penalty = 3.0F;
+  request.sampling.penalty_window = 5;
   const Outcome first = Generate(request);
   const Outcome second = From(StateOf(first), {9, 8}, request);
   std::vector<int32_t> all = {1, 2, 3};

@@ -6,6 +6,8 @@
 #include <limits>
 #include <map>
 
+#include "absl/strings/str_cat.h"
+
 namespace osdn {
 namespace {
 
@@ -14,7 +16,7 @@ using ::testing::Pair;
 using ::testing::UnorderedElementsAre;
 
 constexpr GenerationLimits kLimits{
-    .vocab_size = 100, .max_prompt_tokens = 1000, .has_tokenizer = true};
+    .vocab_size = 100, .sampled_vocab_size = 90, .max_prompt_tokens = 1000, .has_tokenizer = true};
 
 GenerationRequest GoodRequest() {
   GenerationRequest request;
@@ -40,7 +42,46 @@ TEST(ValidateGenerationTest, AcceptsTheWidestRequest) {
   request.min_tokens = request.max_tokens;
   request.stop_strings.assign(16, std::string(256, 'x'));
   request.stop_token_ids.assign(64, 99);
+  request.choices = 16;
   EXPECT_TRUE(Violations(request).empty());
+}
+
+TEST(ValidateGenerationTest, Choices) {
+  GenerationRequest request = GoodRequest();
+  for (const int64_t n : {0, 17, -1}) {
+    request.choices = n;
+    EXPECT_THAT(Violations(request),
+                UnorderedElementsAre(Pair("sampling.n", absl::StrCat(n, " is outside [1, 16]"))));
+  }
+  request.choices = 2;
+  request.state.want_state = true;
+  EXPECT_TRUE(Violations(request).empty());
+  request.max_tokens = 0;
+  EXPECT_THAT(Violations(request),
+              UnorderedElementsAre(Pair("sampling.n", "2, but only the prompt's state is wanted")));
+}
+
+TEST(ValidateGenerationTest, Continuations) {
+  GenerationRequest request;
+  request.prompt.assign(900, 7);
+  request.continuations = {{1, 89}, {3}};
+  request.top_logprobs = 20;
+  EXPECT_TRUE(Violations(request).empty()) << "neither limits nor choices matter";
+  request.continuations.assign(64, {1});
+  EXPECT_TRUE(Violations(request).empty());
+  request.continuations.assign(65, {1});
+  request.continuations[3] = {};
+  request.continuations[5] = {0, 90, -1};
+  EXPECT_THAT(Violations(request),
+              UnorderedElementsAre(
+                  Pair("continuations", "65 continuations: at most 64"),
+                  Pair("continuations[3]", "0 tokens: at least 1 is needed"),
+                  Pair("continuations[5].tokens.ids[1]", "90 is outside the vocabulary [0, 89]"),
+                  Pair("continuations[5].tokens.ids[2]", "-1 is outside the vocabulary [0, 89]")));
+  request.continuations = {std::vector<int32_t>(50, 1), std::vector<int32_t>(51, 1)};
+  EXPECT_THAT(
+      Violations(request),
+      UnorderedElementsAre(Pair("continuations", "1001 tokens with the prompt: at most 1000")));
 }
 
 TEST(ValidateGenerationTest, TellsEverythingAtOnce) {

@@ -48,6 +48,7 @@ SequenceSnapshot Snapshot(bool pending, const std::function<void(StateImage*)>& 
           .pending_token = pending ? 7 : -1,
           .seed = (uint64_t{1} << 63) + random(),
           .random_index = 99,
+          .random_choice = 15,
           .history_hash = ~uint64_t{0} - random(),
           .recent_tokens = {1, 2, 49},
           .recent_completion = 2,
@@ -81,6 +82,7 @@ TEST(SnapshotTest, ComesBackWhole) {
     EXPECT_EQ(back->pending_token, snapshot.pending_token);
     EXPECT_EQ(back->seed, snapshot.seed);
     EXPECT_EQ(back->random_index, 99U);
+    EXPECT_EQ(back->random_choice, 15U);
     EXPECT_EQ(back->history_hash, snapshot.history_hash);
     EXPECT_EQ(back->recent_tokens, snapshot.recent_tokens);
     EXPECT_EQ(back->recent_completion, 2U);

@@ -43,6 +43,30 @@ TEST(TokenStreamTest, FullQueueMergesAndLosesNothing) {
   EXPECT_TRUE(std::holds_alternative<GenerationFinished>(stream.Next()));
 }
 
+TEST(TokenStreamTest, FullQueueMergesChoiceByChoice) {
+  TokenStream stream(2, [] {});
+  const auto push = [&](int32_t id, int32_t choice) {
+    TokenDelta delta = Delta(id);
+    delta.choice = choice;
+    stream.Push(std::move(delta));
+  };
+  push(1, 0);
+  push(2, 1);
+  push(3, 0);
+  push(4, 2);  // has none to merge into yet
+  stream.Push(GenerationFinished{.choice = 1, .last = false});
+  push(5, 2);
+  const auto next = [&] { return std::get<TokenDelta>(stream.Next()); };
+  const TokenDelta first = next();
+  EXPECT_EQ(first.choice, 0);
+  EXPECT_THAT(first.token_ids, ElementsAre(1, 3));
+  EXPECT_THAT(next().token_ids, ElementsAre(2));
+  const TokenDelta third = next();
+  EXPECT_EQ(third.choice, 2);
+  EXPECT_THAT(third.token_ids, ElementsAre(4, 5));
+  EXPECT_EQ(std::get<GenerationFinished>(stream.Next()).choice, 1);
+}
+
 TEST(TokenStreamTest, FullQueueReplacesProgress) {
   TokenStream stream(1, [] {});
   stream.Push(PrefillProgress{64, 200});

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <CLI/CLI.hpp>
+#include <limits>
 #include <string>
 
 namespace osdn::tools {
@@ -52,7 +53,45 @@ TEST(GenerationFlagsTest, EveryFlagReachesItsField) {
   EXPECT_TRUE(request.stop().ignore_eos());
 }
 
+TEST(GenerationFlagsTest, EverySamplingFlagReachesItsField) {
+  const v1::GenerateRequest request = Parse(
+      "--typical-p 0.5 --repetition-penalty 1.5 --presence-penalty -0.5 --frequency-penalty 0.25 "
+      "--penalty-window 64 --logit-bias 7=-100 --logit-bias 8=-inf --logit-bias 9=2.5");
+  const v1::SamplingParams& sampling = request.sampling();
+  EXPECT_EQ(sampling.typical_p(), 0.5F);
+  EXPECT_EQ(sampling.repetition_penalty(), 1.5F);
+  EXPECT_EQ(sampling.presence_penalty(), -0.5F);
+  EXPECT_EQ(sampling.frequency_penalty(), 0.25F);
+  EXPECT_EQ(sampling.penalty_window(), 64U);
+  ASSERT_EQ(sampling.logit_bias_size(), 3);
+  EXPECT_EQ(sampling.logit_bias(0).token_id(), 7U);
+  EXPECT_EQ(sampling.logit_bias(0).bias(), -100.0F);
+  EXPECT_EQ(sampling.logit_bias(1).bias(), -std::numeric_limits<float>::infinity());
+  EXPECT_EQ(sampling.logit_bias(2).bias(), 2.5F);
+  // Nothing of the proto is left out: a field that is added there wants a flag here.
+  EXPECT_EQ(v1::SamplingParams::descriptor()->field_count(), 12);
+}
+
+TEST(GenerationFlagsTest, OutputFlags) {
+  CLI::App app;
+  OutputFlags flags;
+  AddOutputFlags(&app, &flags);
+  app.parse("--n 3 --logprobs --top-logprobs 5 --echo");
+  v1::GenerateRequest request;
+  ApplyOutputFlags(flags, &request);
+  EXPECT_EQ(request.sampling().n(), 3U);
+  EXPECT_TRUE(request.output().logprobs());
+  EXPECT_EQ(request.output().top_logprobs(), 5U);
+  EXPECT_TRUE(request.output().echo());
+  CLI::App other;
+  AddOutputFlags(&other, &flags);
+  EXPECT_THROW(other.parse("--top-logprobs 5"), CLI::ParseError) << "needs --logprobs";
+}
+
 TEST(GenerationFlagsTest, RefusesWhatIsNotANumber) {
+  for (const char* bias : {"7", "x=1", "7=", "7=y", "-1=2", "1=2=3", "="}) {
+    EXPECT_THROW(Parse(std::string("--logit-bias ") + bias), CLI::ParseError) << bias;
+  }
   EXPECT_THROW(Parse("--max-tokens many"), CLI::ParseError);
   EXPECT_THROW(Parse("--max-tokens -1"), CLI::ParseError);
   EXPECT_THROW(Parse("--temperature hot"), CLI::ParseError);
