@@ -4,10 +4,12 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "engine/constraint.h"
 #include "engine/generation.h"
 #include "engine/logits.h"
 #include "engine/sampler.h"
@@ -16,24 +18,29 @@ namespace osdn {
 
 // One a sequence, used by the loop's thread.
 //
-// Order: penalties, logit biases, masks (stop tokens before min_tokens), then the sampler's filters
-// and the draw. Logprobs are those of the untouched row.
+// Order: penalties, logit biases, masks (the constraint's, stop tokens before min_tokens), then the
+// sampler's filters and the draw. Logprobs are those of the untouched row.
 class TokenChooser {
  public:
   struct Choice {
     int32_t token = -1;
     std::optional<TokenLogprob> logprob{};  // where the request asks for it
+    bool complete = false;  // the constraint lets nothing follow: the completion is over
   };
 
   // `request` is valid and outlives the chooser. `end_tokens`: what ends this request's completion.
   TokenChooser(const GenerationRequest& request, std::vector<int32_t> end_tokens);
 
   // The next token of the completion. `logits` are cut to the vocabulary and stay as they are.
-  // Errors as Sampler::Sample.
+  // Errors as Sampler::Sample, ConstraintMatcher::Mask and Accept.
   absl::StatusOr<Choice> Choose(absl::Span<const float> logits, Sampler* sampler);
 
   bool IsEndToken(int32_t token) const;
   int64_t chosen() const { return chosen_; }
+  // How far the constraint's text has got; empty without a constraint.
+  std::string constraint_state() const {
+    return constraint_.has_value() ? constraint_->SaveState() : std::string();
+  }
   // The random numbers' counter of the next token.
   uint64_t next_draw() const { return first_draw_ + static_cast<uint64_t>(chosen_); }
 
@@ -43,6 +50,7 @@ class TokenChooser {
   const GenerationRequest* request_;
   std::vector<int32_t> end_tokens_;  // sorted
   std::optional<PenaltyWindow> penalties_;
+  std::optional<ConstraintMatcher> constraint_;
   uint64_t first_draw_ = 0;  // goes on where a resumed state ended
   int64_t chosen_ = 0;       // tokens, end token included
 };
