@@ -19,7 +19,7 @@ constexpr uint64_t kMaxWalkWork = 1'000'000;
 absl::Status TooComplex() {
   return absl::ResourceExhaustedError(
       "constraint: following the text takes too much work here: the grammar is too ambiguous, or "
-      "nested too deeply (1000 levels at most)");
+      "the text is nested some thousand levels deep");
 }
 
 }  // namespace
@@ -103,8 +103,8 @@ absl::StatusOr<absl::Span<const uint32_t>> CompiledConstraint::Allowed(Automaton
     if (std::exchange(automaton->seen[next], walk) != walk) work += recognizer.work(next);
     if (work > kMaxWalkWork) return TooComplex();
     for (const int32_t token : vocabulary_->tokens(i)) {
-      mask[static_cast<size_t>(token) / kWordBits] |=
-          1U << (static_cast<size_t>(token) % kWordBits);
+      mask[static_cast<size_t>(token) / kWordBits] |= 1U
+                                                      << (static_cast<size_t>(token) % kWordBits);
     }
     path[nodes[i].depth] = next;
     ++i;

@@ -217,8 +217,8 @@ void Engine::CompileConstraint(ConstraintSpec spec, ConstraintCompiler::Wanted w
   if (constraints_ != nullptr) {
     return constraints_->Compile(std::move(spec), std::move(wanted), std::move(done));
   }
-  done(absl::FailedPreconditionError(absl::StrCat(
-      "model ", config_.name, " has no tokenizer, so there is no text to constrain")));
+  done(absl::FailedPreconditionError(
+      absl::StrCat("model ", config_.name, " has no tokenizer, so there is no text to constrain")));
 }
 
 absl::StatusOr<std::shared_ptr<TokenStream>> Engine::Submit(GenerationRequest request) {

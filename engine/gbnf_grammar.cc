@@ -53,8 +53,8 @@ class GbnfParser {
     const absl::string_view before = source_.substr(0, source_.size() - rest_.size());
     const auto line = 1 + std::count(before.begin(), before.end(), '\n');
     const size_t line_begin = before.rfind('\n') == before.npos ? 0 : before.rfind('\n') + 1;
-    return absl::InvalidArgumentError(absl::StrCat(
-        "line ", line, ", column ", before.size() - line_begin + 1, ": ", problem));
+    return absl::InvalidArgumentError(
+        absl::StrCat("line ", line, ", column ", before.size() - line_begin + 1, ": ", problem));
   }
   char Peek(size_t ahead = 0) const { return ahead < rest_.size() ? rest_[ahead] : '\0'; }
   bool Take(absl::string_view text) {
@@ -187,8 +187,8 @@ class GbnfParser {
     }
     if (valid && Take("}")) return builder_.Repeat(node, *min, max);
     rest_ = here;
-    return Fail(absl::StrCat("a repetition must be {n}, {n,} or {n,m} with n <= m <= ",
-                             kMaxRepetition));
+    return Fail(
+        absl::StrCat("a repetition must be {n}, {n,} or {n,m} with n <= m <= ", kMaxRepetition));
   }
 
   // NOLINTNEXTLINE(misc-no-recursion): see Alternatives
@@ -255,8 +255,9 @@ class GbnfParser {
       constexpr absl::string_view kMeant = "\n\r\t";
       const size_t letter = kLetters.find(c);
       if (letter == kLetters.npos && !absl::ascii_ispunct(static_cast<unsigned char>(c))) {
-        return Fail("this escape is not supported: \\n \\r \\t \\xHH \\uHHHH \\UHHHHHHHH and "
-                    "punctuation are");
+        return Fail(
+            "this escape is not supported: \\n \\r \\t \\xHH \\uHHHH \\UHHHHHHHH and "
+            "punctuation are");
       }
       rest_.remove_prefix(2);
       return static_cast<uint32_t>(letter == kLetters.npos ? c : kMeant[letter]);

@@ -10,8 +10,9 @@ namespace {
 
 constexpr uint32_t kFirstSurrogate = 0xD800;
 constexpr uint32_t kLastSurrogate = 0xDFFF;
-// Repeating what is larger than this many states calls it instead of copying it.
-constexpr size_t kMaxCopied = 64;
+// Repetitions of more states than this in all call what they repeat instead of copying it. Calls
+// are smaller; copies keep the number of ways to read one text within the number of states.
+constexpr size_t kMaxCopied = 2000;
 constexpr size_t kMaxWeight = std::numeric_limits<size_t>::max() / 4;
 
 size_t Saturated(double weight) {
@@ -124,8 +125,7 @@ GrammarBuilder::Node GrammarBuilder::OneOf(std::vector<CharacterRange> ranges) {
 GrammarBuilder::Node GrammarBuilder::Sequence(std::vector<Node> nodes) {
   double weight = 0;
   for (const Node node : nodes) weight += static_cast<double>(Weight(node));
-  return Add(
-      {.kind = Kind::kSequence, .children = std::move(nodes), .weight = Saturated(weight)});
+  return Add({.kind = Kind::kSequence, .children = std::move(nodes), .weight = Saturated(weight)});
 }
 
 GrammarBuilder::Node GrammarBuilder::Choice(std::vector<Node> nodes) {

@@ -16,10 +16,8 @@ struct Plane {
   CharacterRange range;
   int length;
 };
-constexpr std::array<Plane, 4> kPlanes = {{{{0x0, 0x7F}, 1},
-                                           {{0x80, 0x7FF}, 2},
-                                           {{0x800, 0xFFFF}, 3},
-                                           {{0x10000, kMaxCharacter}, 4}}};
+constexpr std::array<Plane, 4> kPlanes = {
+    {{{0x0, 0x7F}, 1}, {{0x80, 0x7FF}, 2}, {{0x800, 0xFFFF}, 3}, {{0x10000, kMaxCharacter}, 4}}};
 
 }  // namespace
 

@@ -36,8 +36,8 @@ bool IsOneOf(const std::string& name, const Names& names) {
 }
 
 const std::initializer_list<const char*> kAnnotations = {
-    "title",     "description", "default",  "examples", "deprecated", "readOnly",
-    "writeOnly", "$comment",    "$schema",  "$id",      "$defs",      "definitions"};
+    "title",     "description", "default", "examples", "deprecated", "readOnly",
+    "writeOnly", "$comment",    "$schema", "$id",      "$defs",      "definitions"};
 
 // What there is to say of each type.
 const std::map<std::string, Names>& Keywords() {
@@ -133,7 +133,8 @@ class SchemaReader {
       const bool annotation =
           std::find(kAnnotations.begin(), kAnnotations.end(), key) != kAnnotations.end();
       if (!pointer.empty() && (key == "$id" || key == "$defs" || key == "definitions")) {
-        Fail(Child(pointer, key), absl::StrCat("keyword \"", key, "\" is supported at the top only"));
+        Fail(Child(pointer, key),
+             absl::StrCat("keyword \"", key, "\" is supported at the top only"));
       } else if (!annotation && !IsOneOf(key, names)) {
         Fail(Child(pointer, key), absl::StrCat("keyword \"", key, "\" is not supported", where));
       }
@@ -161,8 +162,7 @@ class SchemaReader {
     if (!schema.at("$ref").is_string()) return Fail(place, "must be a string");
     const auto target = schema.at("$ref").get<std::string>();
     if (target == "#") return builder_.Call(Grammar::kRoot);
-    const auto known =
-        definitions_.find(absl::StrReplaceAll(target, {{"~1", "/"}, {"~0", "~"}}));
+    const auto known = definitions_.find(absl::StrReplaceAll(target, {{"~1", "/"}, {"~0", "~"}}));
     if (known != definitions_.end()) return builder_.Call(known->second);
     return Fail(place, absl::StrCat("\"", target,
                                     "\" does not exist: \"#\", \"#/$defs/NAME\" and "
@@ -345,9 +345,9 @@ class SchemaReader {
           Schema(item.value(), Child(Child(pointer, "properties"), item.key()), depth + 1);
       const bool needed =
           std::find(required.begin(), required.end(), Json(item.key())) != required.end();
-      members.push_back({builder_.Sequence({builder_.Literal(Json(item.key()).dump()),
-                                            text_.Colon(), value}),
-                         needed});
+      members.push_back(
+          {builder_.Sequence({builder_.Literal(Json(item.key()).dump()), text_.Colon(), value}),
+           needed});
     }
     return Members(members);
   }
@@ -455,7 +455,8 @@ class SchemaReader {
       if (known == Formats().end()) {
         Names names;
         for (const auto& entry : Formats()) names.push_back(entry.first);
-        return Fail(place, absl::StrCat(value.dump(), " is not one of ", absl::StrJoin(names, ", ")));
+        return Fail(place,
+                    absl::StrCat(value.dump(), " is not one of ", absl::StrJoin(names, ", ")));
       }
       regex = known->second;
     }
@@ -497,10 +498,10 @@ class SchemaReader {
       const bool is_low = key == "minimum" || key == "exclusiveMinimum";
       std::optional<DecimalBound>& bound = is_low ? low : high;
       if (!decimal.has_value() || bound.has_value()) {
-        return Fail(Child(pointer, key),
-                    bound.has_value() ? "one bound to a side is supported"
-                                      : absl::StrCat("must be a number of at most ",
-                                                     kMaxDecimalDigits, " digits"));
+        return Fail(Child(pointer, key), bound.has_value()
+                                             ? "one bound to a side is supported"
+                                             : absl::StrCat("must be a number of at most ",
+                                                            kMaxDecimalDigits, " digits"));
       }
       bound = DecimalBound{*decimal, /*exclusive=*/absl::StartsWith(key, "exclusive")};
     }

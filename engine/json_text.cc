@@ -108,8 +108,8 @@ Node JsonText::Number() {
 Node JsonText::Integer(int64_t low, int64_t high) {
   std::vector<Node> choices;
   if (low < 0) {
-    choices.push_back(builder_.Sequence(
-        {builder_.Literal("-"), Magnitudes(std::max<int64_t>(1, -high), -low)}));
+    choices.push_back(
+        builder_.Sequence({builder_.Literal("-"), Magnitudes(std::max<int64_t>(1, -high), -low)}));
   }
   if (high >= 0) choices.push_back(Magnitudes(std::max<int64_t>(0, low), high));
   return builder_.Choice(std::move(choices));
@@ -149,8 +149,8 @@ Node JsonText::DigitRange(absl::string_view low, absl::string_view high) {
 Node JsonText::Space() {
   return Shared(&space_, [this] {
     const Node indent = builder_.OneOf({{' ', ' '}, {'\t', '\t'}});
-    const Node line = builder_.Sequence(
-        {builder_.Literal("\n"), builder_.Repeat(indent, 0, kMaxIndent)});
+    const Node line =
+        builder_.Sequence({builder_.Literal("\n"), builder_.Repeat(indent, 0, kMaxIndent)});
     return builder_.Optional(builder_.Choice({builder_.Literal(" "), line}));
   });
 }

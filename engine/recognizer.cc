@@ -9,6 +9,8 @@ namespace {
 constexpr Recognizer::Place kUnknown = ~Recognizer::Place{0};
 // What the tables hold for a set beside its vectors, about.
 constexpr size_t kSetOverhead = 256;
+// The same in units of work.
+constexpr uint32_t kSetWork = 32;
 
 }  // namespace
 
@@ -28,7 +30,33 @@ Recognizer::Place Recognizer::Step(Place place, uint8_t byte) {
   return set.next[byte_class];
 }
 
+void Recognizer::EndLast(std::vector<Item>* kernel) const {
+  std::vector<Item> ended;
+  for (const Item item : *kernel) {
+    if (ReturnOf(item) == kFromRoot || !grammar_.is_last(StateOf(item))) {
+      ended.push_back(item);
+      continue;
+    }
+    // Where it was called is not the last place of a rule again: Call passes that on.
+    for (const Caller& caller : CallersOf(returns_[ReturnOf(item)])) ended.push_back(caller.after);
+    if (ended.size() > 2 * size_t{limits_.max_work}) break;  // too complex, whatever else comes
+  }
+  *kernel = std::move(ended);
+}
+
+absl::Span<const Recognizer::Caller> Recognizer::CallersOf(const Return& back) const {
+  const std::vector<Caller>& callers = sets_[back.place]->callers;
+  const auto first =
+      std::lower_bound(callers.begin(), callers.end(), back.rule,
+                       [](const Caller& other, uint32_t rule) { return other.rule < rule; });
+  const auto last =
+      std::find_if(first, callers.end(), [&](const Caller& c) { return c.rule != back.rule; });
+  return absl::MakeConstSpan(callers).subspan(static_cast<size_t>(first - callers.begin()),
+                                              static_cast<size_t>(last - first));
+}
+
 Recognizer::Place Recognizer::Intern(std::vector<Item> kernel) {
+  EndLast(&kernel);
   std::sort(kernel.begin(), kernel.end());
   kernel.erase(std::unique(kernel.begin(), kernel.end()), kernel.end());
   const auto known = places_.find(kernel);
@@ -51,11 +79,10 @@ bool Recognizer::Close(Place self, Set* set) {
   seen_.clear();
   for (const Item item : set->kernel) {
     if (ReturnOf(item) != kFromRoot) {
-      set->depth = std::max(set->depth, sets_[returns_[ReturnOf(item)].place]->depth + 1);
+      set->depth = std::max(set->depth, sets_[returns_[ReturnOf(item)].place]->depth);
     }
     Add(item);
   }
-  if (set->depth > limits_.max_depth) return false;
   for (size_t i = 0; i < items_.size(); ++i) {
     const Item item = items_[i];
     set->work += 1 + static_cast<uint32_t>(grammar_.calls(StateOf(item)).size());
@@ -94,6 +121,8 @@ bool Recognizer::SortMoves(Set* set) {
     }
     if (set->work > limits_.max_work) return false;
   }
+  set->depth += set->work + kSetWork;
+  if (set->depth > limits_.max_depth) return false;
   for (const std::vector<Item>& kernel : set->next_kernels) {
     set->next.push_back(kernel.empty() ? kDead : kUnknown);
     set->reads = set->reads || !kernel.empty();
@@ -110,13 +139,9 @@ void Recognizer::Complete(Place self, Item item, Set* set) {
   const Return back = returns_[ReturnOf(item)];
   // A rule that was called and read here has no text: Call went past it already.
   if (back.place == self) return;
-  const std::vector<Caller>& callers = sets_[back.place]->callers;
-  auto caller =
-      std::lower_bound(callers.begin(), callers.end(), back.rule,
-                       [](const Caller& other, uint32_t rule) { return other.rule < rule; });
-  for (; caller != callers.end() && caller->rule == back.rule; ++caller) {
+  for (const Caller& caller : CallersOf(back)) {
     ++set->work;
-    Add(caller->after);
+    Add(caller.after);
   }
 }
 

@@ -19,7 +19,7 @@ namespace osdn {
 
 // How Earley's sets are made values. An item is a state of a rule's automaton and a return: the set
 // in which the rule was called, and the rule. A set is known by its kernel, the items that reading a
-// byte left; the rest follows from it. A call in a rule's last place passes its caller's return on,
+// byte left; the rest follows from it. Rules that can only end have ended in it. A call in a rule's last place passes its caller's return on,
 // so right recursion costs no more than a loop. Left recursion and ambiguity need nothing special.
 //
 // Grows as texts are followed: whoever owns it watches size_bytes(). What one place may cost is
@@ -32,7 +32,9 @@ class Recognizer {
 
   struct Limits {
     uint32_t max_work = 50'000;  // items and edges of one place; about a millisecond
-    uint32_t max_depth = 1'000;  // of calls, but for those in a rule's last place
+    // The same, of a place and those it may return to on the longest way: what a text holds in memory.
+    // Some thousand open brackets, or some hundred characters of the most ambiguous grammars.
+    uint32_t max_depth = 250'000;
   };
 
   // `grammar` outlives the recognizer.
@@ -82,6 +84,9 @@ class Recognizer {
   };
 
   Place Intern(std::vector<Item> kernel);
+  // Ends the rules that can do nothing else.
+  void EndLast(std::vector<Item>* kernel) const;
+  absl::Span<const Caller> CallersOf(const Return& back) const;
   // Works out all that follows from the kernel; false beyond the limits.
   bool Close(Place self, Set* set);
   void Complete(Place self, Item item, Set* set);

@@ -163,8 +163,8 @@ TEST_F(ConstraintTest, ErrorsSayWhatIsWrong) {
   EXPECT_THAT(Error(Kind::kGbnf, "root ::= missing"), HasSubstr("gbnf: line 1, column 10"));
   EXPECT_THAT(Error(Kind::kRegex, std::string(100'000, 'a')), HasSubstr("at most 65536"));
   // All at once.
-  const std::string all = Error(Kind::kJsonSchema,
-                                R"({"type":"array","uniqueItems":true,"items":{"type":"strin"}})");
+  const std::string all =
+      Error(Kind::kJsonSchema, R"({"type":"array","uniqueItems":true,"items":{"type":"strin"}})");
   EXPECT_THAT(all, HasSubstr("/uniqueItems"));
   EXPECT_THAT(all, HasSubstr("/items/type"));
 }
@@ -179,10 +179,12 @@ TEST_F(ConstraintTest, HostileSourcesAreRefusedInTime) {
            {Kind::kJsonSchema, "{\"type\":\"integer\",\"minimum\":1e999}"},
            {Kind::kJsonSchema, "{\"type\":\"integer\",\"minimum\":18446744073709551615}"},
            {Kind::kJsonSchema, "{\"type\":\"string\",\"maxLength\":18446744073709551615}"},
-           {Kind::kJsonSchema, R"({"$defs":{"a/b":{"$ref":"#/$defs/a~1b"}},"$ref":"#/$defs/a~1b"})"},
+           {Kind::kJsonSchema,
+            R"({"$defs":{"a/b":{"$ref":"#/$defs/a~1b"}},"$ref":"#/$defs/a~1b"})"},
            {Kind::kJsonSchema, std::string("{\"a\0\":1}", 8)},
            {Kind::kRegex, std::string(60'000, '(')},
-           {Kind::kRegex, "((((a{9999}b){9999}|c{9999}){9999}d{9999}){9999}" + std::string(99, '(')},
+           {Kind::kRegex,
+            "((((a{9999}b){9999}|c{9999}){9999}d{9999}){9999}" + std::string(99, '(')},
            {Kind::kRegex, std::string(60'000, '[')},
            {Kind::kRegex, std::string("a\0b", 3)},
            {Kind::kGbnf, "#\r root ::= " + std::string(60'000, '(')},
@@ -283,12 +285,15 @@ TEST_F(QueueTest, IsBoundedAndAsksWhetherAnybodyWaits) {
   EXPECT_EQ(asked, 1);
   // What is known needs no turn: good or bad.
   std::vector<absl::StatusCode> codes;
-  const auto note = [&](const ConstraintCompiler::Result& r) { codes.push_back(r.status().code()); };
+  const auto note = [&](const ConstraintCompiler::Result& r) {
+    codes.push_back(r.status().code());
+  };
   EXPECT_EQ(Error(Kind::kRegex, "(").substr(0, 5), "regex");
   const auto never = [] { return absl::InternalError("asked"); };
   compiler_.Compile({Kind::kRegex, "a"}, never, note);
   compiler_.Compile({Kind::kRegex, "("}, never, note);
-  EXPECT_THAT(codes, testing::ElementsAre(absl::StatusCode::kOk, absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(codes,
+              testing::ElementsAre(absl::StatusCode::kOk, absl::StatusCode::kInvalidArgument));
 }
 
 // Masks, against asking for each token alone; schemas that cover all there is.
