@@ -34,8 +34,8 @@ absl::string_view Name(ConstraintSpec::Kind kind);
 // SHA-256 of kind and source, 32 bytes.
 std::string Fingerprint(const ConstraintSpec& spec);
 
-// A constraint and a vocabulary, made ready, with what has been worked out about them so far. Shared
-// by all sequences that use it, on any thread.
+// A constraint and a vocabulary, made ready, with what has been worked out about them so far.
+// Shared by all sequences that use it, on any thread.
 class CompiledConstraint {
  public:
   // What is worked out is forgotten beyond `max_bytes`.
@@ -59,8 +59,8 @@ class CompiledConstraint {
   };
   size_t AutomatonBytes(const Automaton& automaton) const;
   // The automaton to go on with, and `*place` of `automaton` in it.
-  std::shared_ptr<Automaton> Current(std::shared_ptr<Automaton> automaton, Place* place)
-      const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::shared_ptr<Automaton> Current(std::shared_ptr<Automaton> automaton, Place* place) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<absl::Span<const uint32_t>> Allowed(Automaton* automaton, Place place) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -73,11 +73,12 @@ class CompiledConstraint {
   mutable size_t limit_ ABSL_GUARDED_BY(mutex_);  // of this automaton
 };
 
-// How far one completion has got: a few words and its text, so a copy (a fork) is cheap. One thread.
+// How far one completion has got: a few words and its text, so a copy (a fork) is cheap. One
+// thread.
 //
-// A step costs at most one walk over the vocabulary's tree, and each place met on it a bounded amount
-// of work: a grammar that wants more ends with RESOURCE_EXHAUSTED, at the same place of the same text
-// whatever else is going on.
+// A step costs at most one walk over the vocabulary's tree, and each place met on it a bounded
+// amount of work: a grammar that wants more ends with RESOURCE_EXHAUSTED, at the same place of the
+// same text whatever else is going on.
 class ConstraintMatcher {
  public:
   explicit ConstraintMatcher(std::shared_ptr<const CompiledConstraint> constraint);
@@ -88,8 +89,8 @@ class ConstraintMatcher {
   // For a snapshot: the constraint's fingerprint and the text so far.
   std::string SaveState() const;
 
-  // -inf for what must not come next. `end_tokens` end the completion: they stay only where the text
-  // is complete, whatever bytes they have.
+  // -inf for what must not come next. `end_tokens` end the completion: they stay only where the
+  // text is complete, whatever bytes they have.
   absl::Status Mask(absl::Span<const int32_t> end_tokens, absl::Span<float> logits);
   // `token` was chosen and is no end token. INTERNAL if the mask did not allow it.
   absl::Status Accept(int32_t token);

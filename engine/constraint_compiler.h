@@ -48,9 +48,9 @@ class ConstraintCompiler {
   ConstraintCompiler(const ConstraintCompiler&) = delete;
   ConstraintCompiler& operator=(const ConstraintCompiler&) = delete;
 
-  // `done` is called once: at once where the answer is known, else on the compiler's thread. Errors:
-  // INVALID_ARGUMENT with what is wrong and where, or too large; RESOURCE_EXHAUSTED where it took too
-  // long or too many wait; that of `wanted`, asked when its turn has come.
+  // `done` is called once: at once where the answer is known, else on the compiler's thread.
+  // Errors: INVALID_ARGUMENT with what is wrong and where, or too large; RESOURCE_EXHAUSTED where
+  // it took too long or too many wait; that of `wanted`, asked when its turn has come.
   void Compile(ConstraintSpec spec, Wanted wanted, Done done);
   // The same on the caller's thread.
   Result CompileNow(const ConstraintSpec& spec);

@@ -79,7 +79,8 @@ class Engine {
                          ConstraintCompiler::Done done) const;
 
   // INVALID_ARGUMENT (see Validate), FAILED_PRECONDITION (see CheckContinuation),
-  // RESOURCE_EXHAUSTED when the queue is full (nothing is kept), UNAVAILABLE after Drain began or the backend failed for good.
+  // RESOURCE_EXHAUSTED when the queue is full (nothing is kept), UNAVAILABLE after Drain began or
+  // the backend failed for good.
   absl::StatusOr<std::shared_ptr<TokenStream>> Submit(GenerationRequest request);
 
   // Takes no new requests and waits until the running and queued ones are done or `timeout` passed;

@@ -8,8 +8,8 @@
 
 namespace osdn {
 
-// Rules `name ::= ...` with "texts", [classes], '.', (groups), '|', * + ? {n,m} and # comments, into
-// the rules of `builder`; rule `root` becomes its root. Left recursion and ambiguity are fine.
+// Rules `name ::= ...` with "texts", [classes], '.', (groups), '|', * + ? {n,m} and # comments,
+// into the rules of `builder`; rule `root` becomes its root. Left recursion and ambiguity are fine.
 // INVALID_ARGUMENT with line and column.
 absl::Status AddGbnf(absl::string_view source, GrammarBuilder* builder);
 

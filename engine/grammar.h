@@ -112,8 +112,8 @@ class GrammarBuilder {
 
   GrammarBuilder();
 
-  Node Empty();                            // the empty text
-  Node Literal(absl::string_view bytes);   // UTF-8
+  Node Empty();                                    // the empty text
+  Node Literal(absl::string_view bytes);           // UTF-8
   Node OneOf(std::vector<CharacterRange> ranges);  // one character of these; none: no text at all
   Node Sequence(std::vector<Node> nodes);
   Node Choice(std::vector<Node> nodes);

@@ -29,8 +29,8 @@ struct DecimalBound {
   bool exclusive = false;
 };
 
-// Numbers within the bounds, without exponents, of kMaxDecimalDigits digits at most; nullopt where the
-// bounds together have more than these. Below zero never "-0".
+// Numbers within the bounds, without exponents, of kMaxDecimalDigits digits at most; nullopt where
+// the bounds together have more than these. Below zero never "-0".
 std::optional<GrammarBuilder::Node> DecimalRange(const std::optional<DecimalBound>& low,
                                                  const std::optional<DecimalBound>& high,
                                                  GrammarBuilder* builder);

@@ -16,8 +16,8 @@ inline constexpr int kMaxIntegerDigits = 18;
 inline constexpr int64_t kMaxIntegerValue = 999'999'999'999'999'999;
 
 // Expressions for one builder. Every value has one spelling where JSON knows many: characters as
-// themselves where that is allowed, else by their short escape or \u00XX; space only where a line or
-// an element may begin, and behind ':'.
+// themselves where that is allowed, else by their short escape or \u00XX; space only where a line
+// or an element may begin, and behind ':'.
 class JsonText {
  public:
   using Node = GrammarBuilder::Node;

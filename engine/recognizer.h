@@ -18,9 +18,10 @@
 namespace osdn {
 
 // How Earley's sets are made values. An item is a state of a rule's automaton and a return: the set
-// in which the rule was called, and the rule. A set is known by its kernel, the items that reading a
-// byte left; the rest follows from it. Rules that can only end have ended in it. A call in a rule's last place passes its caller's return on,
-// so right recursion costs no more than a loop. Left recursion and ambiguity need nothing special.
+// in which the rule was called, and the rule. A set is known by its kernel, the items that reading
+// a byte left; the rest follows from it. Rules that can only end have ended in it. A call in a
+// rule's last place passes its caller's return on, so right recursion costs no more than a loop.
+// Left recursion and ambiguity need nothing special.
 //
 // Grows as texts are followed: whoever owns it watches size_bytes(). What one place may cost is
 // bounded, and depends on the text alone, not on what was followed before. One thread at a time.
@@ -32,8 +33,9 @@ class Recognizer {
 
   struct Limits {
     uint32_t max_work = 50'000;  // items and edges of one place; about a millisecond
-    // The same, of a place and those it may return to on the longest way: what a text holds in memory.
-    // Some thousand open brackets, or some hundred characters of the most ambiguous grammars.
+    // The same, of a place and those it may return to on the longest way: what a text holds in
+    // memory. Some thousand open brackets, or some hundred characters of the most ambiguous
+    // grammars.
     uint32_t max_depth = 250'000;
   };
 
@@ -73,9 +75,9 @@ class Recognizer {
   };
   struct Set {
     std::vector<Item> kernel;
-    std::vector<Caller> callers;          // in order of rules
-    std::array<uint8_t, 256> class_of{};  // bytes of a class lead to the same place
-    std::vector<Place> next;              // of each class, where it is known
+    std::vector<Caller> callers;                  // in order of rules
+    std::array<uint8_t, 256> class_of{};          // bytes of a class lead to the same place
+    std::vector<Place> next;                      // of each class, where it is known
     std::vector<std::vector<Item>> next_kernels;  // where it is not yet
     uint32_t work = 0;
     uint32_t depth = 0;

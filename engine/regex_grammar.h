@@ -18,11 +18,13 @@ inline constexpr uint64_t kMaxRepetition = 10'000;  // of one {n,m}
 struct RegexUse {
   // How one character of these is written; empty: as itself.
   std::function<GrammarBuilder::Node(std::vector<CharacterRange>)> spell{};
-  // Whether the expression need only be found somewhere, as in JSON schemas; else it is all there is.
+  // Whether the expression need only be found somewhere, as in JSON schemas; else it is all there
+  // is.
   bool search = false;
 };
 
-// Groups, classes, '.' (no line ends), \d \w \s \D \W \S (ASCII), escapes of characters, * + ? {n,m},
+// Groups, classes, '.' (no line ends), \d \w \s \D \W \S (ASCII), escapes of characters, * + ?
+// {n,m},
 // '|', and '^', '$' at the ends of an alternative outside of parentheses. INVALID_ARGUMENT naming
 // what else there is, and at which byte.
 absl::StatusOr<GrammarBuilder::Node> AddRegex(absl::string_view regex, const RegexUse& use,

@@ -135,7 +135,7 @@ class Sequence {
   Pending pending_ = Pending::kNone;
   PrefixPlan prefix_;
   int32_t last_token_ = -1;
-  bool at_end_token_ = false;  // it is one
+  bool at_end_token_ = false;       // it is one
   uint64_t history_hash_ = 0;       // of the prompt, then of every token that was fed
   std::vector<int32_t> generated_;  // where a state is wanted
   std::shared_ptr<const SequenceSnapshot> left_state_;
