@@ -260,7 +260,7 @@ class GbnfParser {
             "punctuation are");
       }
       rest_.remove_prefix(2);
-      return static_cast<uint32_t>(letter == kLetters.npos ? c : kMeant[letter]);
+      return uint32_t{static_cast<unsigned char>(letter == kLetters.npos ? c : kMeant[letter])};
     }
     const absl::string_view text = rest_.substr(2, digits);
     uint32_t code = 0;

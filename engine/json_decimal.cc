@@ -56,7 +56,7 @@ class Magnitudes {
   // One of these; none where low > high.
   Node Digit(char low, char high) {
     if (low > high) return Nothing();
-    return builder_.OneOf({{static_cast<uint32_t>(low), static_cast<uint32_t>(high)}});
+    return builder_.OneOf({{static_cast<unsigned char>(low), static_cast<unsigned char>(high)}});
   }
   Node Repeated(Node digit, size_t at, size_t min) {
     const size_t room = fraction_digits_ - std::min(at, fraction_digits_);

@@ -45,7 +45,7 @@ Node JsonText::Shared(std::optional<uint32_t>* rule, Make make) {
 }
 
 Node JsonText::Range(char low, char high) {
-  return builder_.OneOf({{static_cast<uint32_t>(low), static_cast<uint32_t>(high)}});
+  return builder_.OneOf({{static_cast<unsigned char>(low), static_cast<unsigned char>(high)}});
 }
 
 Node JsonText::Characters(std::vector<CharacterRange> ranges) {

@@ -126,7 +126,7 @@ bool Recognizer::SortMoves(Set* set) {
   for (const std::vector<Item>& kernel : set->next_kernels) {
     set->next.push_back(kernel.empty() ? kDead : kUnknown);
     set->reads = set->reads || !kernel.empty();
-    bytes_ += sizeof(kernel) + sizeof(Place) + kernel.size() * sizeof(Item);
+    bytes_ += sizeof(std::vector<Item>) + sizeof(Place) + kernel.size() * sizeof(Item);
   }
   return true;
 }

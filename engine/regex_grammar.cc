@@ -222,7 +222,7 @@ class RegexParser {
     }
     const auto simple = [this](char character) -> absl::StatusOr<Ranges> {
       rest_.remove_prefix(2);
-      const auto code = static_cast<uint32_t>(character);
+      const auto code = uint32_t{static_cast<unsigned char>(character)};
       return Ranges{{code, code}};
     };
     switch (c) {
