@@ -14,7 +14,7 @@ constexpr uint32_t kWorkPerClock = 4096;
 // Characters of one length in UTF-8.
 struct Plane {
   CharacterRange range;
-  int length;
+  int length = 0;
 };
 constexpr std::array<Plane, 4> kPlanes = {
     {{{0x0, 0x7F}, 1}, {{0x80, 0x7FF}, 2}, {{0x800, 0xFFFF}, 3}, {{0x10000, kMaxCharacter}, 4}}};

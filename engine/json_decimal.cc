@@ -41,7 +41,7 @@ class Magnitudes {
  private:
   struct Edge {
     absl::string_view fraction;
-    bool exclusive;
+    bool exclusive = false;
     // Nothing but zeros from the i-th digit on.
     bool IsZero(size_t i) const { return i >= fraction.size(); }
     char Digit(size_t i) const { return IsZero(i) ? '0' : fraction[i]; }
@@ -49,7 +49,7 @@ class Magnitudes {
   // What may follow at a digit behind the point: one digit or more, or the end.
   struct Rest {
     Node digits;
-    bool may_end;
+    bool may_end = false;
   };
 
   Node Nothing() { return builder_.OneOf({}); }

@@ -354,7 +354,7 @@ class SchemaReader {
 
   struct Member {
     Node text;
-    bool required;
+    bool required = false;
   };
   // From the last to the first: what may follow where nothing, or something, was written before.
   Node Members(const std::vector<Member>& members) {

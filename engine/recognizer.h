@@ -71,7 +71,7 @@ class Recognizer {
   };
   struct Caller {
     uint32_t rule = 0;
-    Item after;  // once the rule is read
+    Item after = 0;  // once the rule is read
   };
   struct Set {
     std::vector<Item> kernel;
