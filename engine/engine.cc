@@ -154,6 +154,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& opti
   if (!loaded.ok()) return loaded.status();
   auto engine = std::unique_ptr<Engine>(
       new Engine(*std::move(config), *std::move(tokenizer), std::move(loaded->executor)));
+  engine->MakeConstraintCompiler();
   engine->Start(options, std::move(loaded->backend_reason));
   return engine;
 }
@@ -165,6 +166,16 @@ Engine::Engine(ModelConfig config, std::unique_ptr<Tokenizer> tokenizer,
       executor_(std::move(executor)) {}
 
 Engine::~Engine() = default;
+
+void Engine::MakeConstraintCompiler() {
+  if (tokenizer_ == nullptr) return;
+  std::vector<std::string> bytes;
+  bytes.reserve(static_cast<size_t>(tokenizer_->vocab_size()));
+  for (int32_t id = 0; id < tokenizer_->vocab_size(); ++id) {
+    bytes.emplace_back(tokenizer_->TokenBytes(id));
+  }
+  constraints_ = std::make_unique<ConstraintCompiler>(std::move(bytes), ConstraintLimits());
+}
 
 void Engine::Start(const EngineOptions& options, std::string backend_reason) {
   info_ = {.backend = std::string(executor_->backend().name()),
@@ -203,6 +214,15 @@ std::vector<FieldViolation> Engine::Validate(const GenerationRequest& request) c
   return ValidateGeneration(request, limits_);
 }
 
+void Engine::CompileConstraint(ConstraintSpec spec, ConstraintCompiler::Wanted wanted,
+                               ConstraintCompiler::Done done) const {
+  if (constraints_ != nullptr) {
+    return constraints_->Compile(std::move(spec), std::move(wanted), std::move(done));
+  }
+  done(absl::FailedPreconditionError(
+      absl::StrCat("model ", config_.name, " has no tokenizer, so there is no text to constrain")));
+}
+
 absl::StatusOr<std::shared_ptr<TokenStream>> Engine::Submit(GenerationRequest request) {
   const std::vector<FieldViolation> violations = Validate(request);
   if (!violations.empty()) {
@@ -211,6 +231,7 @@ absl::StatusOr<std::shared_ptr<TokenStream>> Engine::Submit(GenerationRequest re
           absl::StrAppend(out, violation.field, ": ", violation.description);
         }));
   }
+  if (absl::Status s = CheckContinuation(request); !s.ok()) return s;
   return loop_->Submit(std::move(request));
 }
 

@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/constraint_compiler.h"
 #include "engine/engine_stats.h"
 #include "engine/generation.h"
 #include "engine/model_config.h"
@@ -72,8 +73,14 @@ class Engine {
   // Everything wrong with a request, all at once, with field names as in osdn.v1.GenerateRequest.
   std::vector<FieldViolation> Validate(const GenerationRequest& request) const;
 
-  // INVALID_ARGUMENT (see Validate), RESOURCE_EXHAUSTED when the queue is full (nothing is kept),
-  // UNAVAILABLE after Drain began or the backend failed for good.
+  // As ConstraintCompiler::Compile, which has a thread of its own; FAILED_PRECONDITION for a model
+  // without a tokenizer. BeginConstraint puts the result into a request.
+  void CompileConstraint(ConstraintSpec spec, ConstraintCompiler::Wanted wanted,
+                         ConstraintCompiler::Done done) const;
+
+  // INVALID_ARGUMENT (see Validate), FAILED_PRECONDITION (see CheckContinuation),
+  // RESOURCE_EXHAUSTED when the queue is full (nothing is kept), UNAVAILABLE after Drain began or
+  // the backend failed for good.
   absl::StatusOr<std::shared_ptr<TokenStream>> Submit(GenerationRequest request);
 
   // Takes no new requests and waits until the running and queued ones are done or `timeout` passed;
@@ -83,6 +90,7 @@ class Engine {
  private:
   Engine(ModelConfig config, std::unique_ptr<Tokenizer> tokenizer,
          std::unique_ptr<ModelExecutor> executor);
+  void MakeConstraintCompiler();
   void Start(const EngineOptions& options, std::string backend_reason);
 
   ModelConfig config_;
@@ -92,6 +100,7 @@ class Engine {
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<ModelExecutor> executor_;
   std::unique_ptr<EngineLoop> loop_;
+  std::unique_ptr<ConstraintCompiler> constraints_;  // null without a tokenizer
 };
 
 }  // namespace osdn

@@ -373,9 +373,8 @@ Ending EngineLoop::LeaveState(Sequence* sequence, const Ending& ending,
             absl::InternalError("the state at the end is not finite and is not kept")};
   }
   image->position = sequence->position();
-  const bool goes_on_from_logits = ending.reason == FinishReason::kStop || !sequence->has_sampled();
-  if (goes_on_from_logits) image->logits.assign(logits.begin(), logits.end());
-  sequence->LeaveState(ending.reason, std::move(image));
+  if (sequence->goes_on_from_logits()) image->logits.assign(logits.begin(), logits.end());
+  sequence->LeaveState(std::move(image));
   return ending;
 }
 

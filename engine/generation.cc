@@ -152,4 +152,33 @@ std::vector<FieldViolation> ValidateGeneration(const GenerationRequest& request,
   return violations;
 }
 
+absl::Status BeginConstraint(std::shared_ptr<const CompiledConstraint> constraint,
+                             GenerationRequest* request) {
+  const SequenceSnapshot* from = request->state.resume.get();
+  if (from == nullptr || !request->prompt.empty() || from->recent_completion == 0) {
+    request->constraint.emplace(std::move(constraint));
+    return absl::OkStatus();
+  }
+  if (from->constraint_state.empty()) {
+    return absl::FailedPreconditionError(
+        "constraint: the state's text has begun without one: send a prompt to begin a new text");
+  }
+  absl::StatusOr<ConstraintMatcher> matcher =
+      ConstraintMatcher::Resume(std::move(constraint), from->constraint_state);
+  if (!matcher.ok()) return matcher.status();
+  request->constraint = *std::move(matcher);
+  return absl::OkStatus();
+}
+
+absl::Status CheckContinuation(const GenerationRequest& request) {
+  const SequenceSnapshot* from = request.state.resume.get();
+  if (from == nullptr || from->constraint_state.empty() || !request.prompt.empty() ||
+      request.constraint.has_value()) {
+    return absl::OkStatus();
+  }
+  return absl::FailedPreconditionError(
+      "constraint: the state was left in a text under one: send the same to go on with the text, "
+      "or a prompt to begin a new one");
+}
+
 }  // namespace osdn

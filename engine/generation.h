@@ -5,12 +5,14 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "engine/admission.h"
+#include "engine/constraint.h"
 #include "engine/logits.h"
 #include "engine/prefix_reuse.h"
 #include "engine/sampling_params.h"
@@ -48,6 +50,8 @@ struct GenerationRequest {
   bool ignore_eos = false;
   std::vector<std::string> stop_strings{};  // at most 16 of 1 to 256 bytes; need a tokenizer
   std::vector<int32_t> stop_token_ids{};
+  ConstraintSpec constraint_spec{};               // what `constraint` was made from, for the record
+  std::optional<ConstraintMatcher> constraint{};  // where the completion begins in it
   bool want_prefill_progress = false;
   PrefixCacheParams cache{};
   bool logprobs = false;     // of each token, in the model's own distribution
@@ -74,6 +78,15 @@ struct GenerationLimits {
 // many bad elements of one list the first 16 are told.
 std::vector<FieldViolation> ValidateGeneration(const GenerationRequest& request,
                                                const GenerationLimits& limits);
+
+// Puts the completion of `request` under `constraint`: from its beginning, or where a resumed state
+// without a prompt left off in it. FAILED_PRECONDITION where that state's text began under none,
+// under another, or is complete.
+absl::Status BeginConstraint(std::shared_ptr<const CompiledConstraint> constraint,
+                             GenerationRequest* request);
+// FAILED_PRECONDITION for a request that would go on with a constrained text without its
+// constraint.
+absl::Status CheckContinuation(const GenerationRequest& request);
 
 enum class FinishReason : uint8_t {
   kStop,        // end-of-text or a stop token

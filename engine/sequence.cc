@@ -47,7 +47,8 @@ Sequence::Sequence(GenerationRequest request, std::shared_ptr<TokenStream> strea
   if (vocabulary_->token_bytes && !request_.scores()) {
     const bool restarts = vocabulary_->restarts_text && !request_.prompt.empty() &&
                           vocabulary_->restarts_text(request_.prompt.back());
-    text_.emplace(request_.stop_strings, restarts);
+    // A constraint is on every byte, so none may be left out.
+    text_.emplace(request_.stop_strings, restarts && !request_.constraint.has_value());
   }
   if (request_.state.resume != nullptr) Resume();
   for (const int32_t token : request_.prompt) history_hash_ = ExtendHistory(history_hash_, token);
@@ -60,7 +61,11 @@ void Sequence::Resume() {
   history_hash_ = from.history_hash;
   prefix_.image = from.image;
   // Text goes on only where nothing comes between.
-  if (text_.has_value() && request_.prompt.empty()) text_->Resume(from.text);
+  if (text_.has_value() && request_.prompt.empty()) {
+    TextTail tail = from.text;
+    tail.strip_leading_space = tail.strip_leading_space && !request_.constraint.has_value();
+    text_->Resume(tail);
+  }
   if (pending_ == Pending::kDecoded) last_token_ = from.pending_token;
 }
 
@@ -228,7 +233,8 @@ std::optional<Ending> Sequence::TakeLogits(absl::Span<const float> logits, Sampl
     if (request_.echo) EmitPrompt();
   }
   last_token_ = choice->token;
-  if (chooser_.IsEndToken(choice->token)) return Ending{FinishReason::kStop, absl::OkStatus()};
+  at_end_token_ = chooser_.IsEndToken(choice->token);
+  if (at_end_token_) return Ending{FinishReason::kStop, absl::OkStatus()};
 
   if (wants_state()) generated_.push_back(choice->token);
   TokenDelta delta;
@@ -242,6 +248,7 @@ std::optional<Ending> Sequence::TakeLogits(absl::Span<const float> logits, Sampl
   if (text_.has_value() && text_->matched_stop().has_value()) {
     return Ending{FinishReason::kStopString, absl::OkStatus()};
   }
+  if (choice->complete) return Ending{FinishReason::kStop, absl::OkStatus()};
   if (chooser_.chosen() >= max_tokens()) {
     return Ending{FinishReason::kLength, absl::OkStatus()};
   }
@@ -264,7 +271,7 @@ bool Sequence::leaves_state(FinishReason reason) const {
          reason != FinishReason::kError;
 }
 
-void Sequence::LeaveState(FinishReason reason, std::shared_ptr<const StateImage> image) {
+void Sequence::LeaveState(std::shared_ptr<const StateImage> image) {
   SequenceSnapshot left;
   left.image = std::move(image);
   left.seed = request_.sampling.seed;
@@ -272,7 +279,7 @@ void Sequence::LeaveState(FinishReason reason, std::shared_ptr<const StateImage>
   left.random_choice = chooser_.next_draw().choice;
   left.history_hash = history_hash_;
   // A stop token is no part of the answer and not in the state: going on samples it again.
-  if (reason == FinishReason::kStop) {
+  if (at_end_token_) {
     --left.random_index;
   } else if (has_sampled() || (pending_ == Pending::kDecoded && position_ == base_)) {
     left.pending_token = last_token_;
@@ -297,6 +304,7 @@ void Sequence::LeaveState(FinishReason reason, std::shared_ptr<const StateImage>
   if (text_.has_value()) left.text = text_->tail();
   left.recent_completion = std::min<uint64_t>(left.recent_completion, recent.size());
   left.open_role = request_.state.open_role;
+  if (left.recent_completion > 0) left.constraint_state = chooser_.constraint_state();
   left_state_ = std::make_shared<const SequenceSnapshot>(std::move(left));
 }
 

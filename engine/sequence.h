@@ -115,9 +115,12 @@ class Sequence {
   bool wants_state() const { return request_.state.want_state; }
   bool leaves_state(FinishReason reason) const;
   bool has_sampled() const { return chooser_.chosen() > 0; }
+  // What is left begins with sampling, from the logits after the last token in the state: nothing
+  // was sampled, or a stop token that is no part of the answer.
+  bool goes_on_from_logits() const { return at_end_token_ || !has_sampled(); }
   // What Finish tells as the state that is left, around `image` of the slot. Without a pending
   // token the image has the logits after its last one.
-  void LeaveState(FinishReason reason, std::shared_ptr<const StateImage> image);
+  void LeaveState(std::shared_ptr<const StateImage> image);
   // Flushes held text and emits GenerationFinished; where it never came to Fork, for every choice.
   // Last call. True: the request has no other choice left.
   bool Finish(const Ending& ending, Clock::time_point now);
@@ -162,6 +165,7 @@ class Sequence {
   bool had_slot_ = false;
   PrefixPlan prefix_;
   int32_t last_token_ = -1;
+  bool at_end_token_ = false;       // it is one
   uint64_t history_hash_ = 0;       // of the prompt, then of every token that was fed
   std::vector<int32_t> generated_;  // where a state is wanted
   std::shared_ptr<const SequenceSnapshot> left_state_;

@@ -12,6 +12,7 @@ TokenChooser::TokenChooser(const GenerationRequest& request, std::vector<int32_t
                            int32_t choice)
     : request_(&request),
       end_tokens_(std::move(end_tokens)),
+      constraint_(request.constraint),
       draw_choice_(static_cast<uint32_t>(choice)) {
   if (request.scores()) given_ = request.continuations[static_cast<size_t>(choice)];
   std::sort(end_tokens_.begin(), end_tokens_.end());
@@ -47,7 +48,8 @@ absl::StatusOr<TokenChooser::Choice> TokenChooser::Choose(absl::Span<const float
   if (!given_.empty()) return ChooseGiven(logits);
   const SamplingParams& params = request_->sampling;
   absl::Span<const float> processed = logits;
-  if (penalties_.has_value() || !params.logit_bias.empty() || masks_end_tokens()) {
+  if (penalties_.has_value() || !params.logit_bias.empty() || masks_end_tokens() ||
+      constraint_.has_value()) {
     // Before a mask could hide it.
     if (row_math::FindPeak(logits).invalid) {
       return absl::InternalError("logits are not finite: the model's state or weights are not");
@@ -55,6 +57,9 @@ absl::StatusOr<TokenChooser::Choice> TokenChooser::Choose(absl::Span<const float
     const absl::Span<float> row = sampler->CopyRow(logits);
     if (penalties_.has_value()) penalties_->Apply(params, row);
     ApplyLogitBias(params.logit_bias, row);
+    if (constraint_.has_value()) {
+      if (absl::Status s = constraint_->Mask(end_tokens_, row); !s.ok()) return s;
+    }
     if (masks_end_tokens()) MaskTokens(end_tokens_, row);
     processed = row;
   }
@@ -64,6 +69,10 @@ absl::StatusOr<TokenChooser::Choice> TokenChooser::Choose(absl::Span<const float
   if (request_->logprobs) choice.logprob = ComputeLogprob(logits, *token, request_->top_logprobs);
   if (penalties_.has_value()) penalties_->Add(*token);
   ++chosen_;
+  if (constraint_.has_value() && !IsEndToken(*token)) {
+    if (absl::Status s = constraint_->Accept(*token); !s.ok()) return s;
+    choice.complete = constraint_->complete();
+  }
   return choice;
 }
 

@@ -23,6 +23,7 @@ v1::GenerateRequest ToGenerateRequest(const v1::ChatRequest& chat) {
   if (chat.has_cache()) *request.mutable_cache() = chat.cache();
   if (chat.has_state()) *request.mutable_state() = chat.state();
   if (chat.has_scheduling()) *request.mutable_scheduling() = chat.scheduling();
+  if (chat.has_constraint()) *request.mutable_constraint() = chat.constraint();
   return request;
 }
 

@@ -95,7 +95,7 @@ class GenerationCall : public GenerationSink {
   void Begin() {
     // Where there is a state to be read, on the threads that may wait for the disk.
     const bool reads = request_->state().from_case() != v1::StateOptions::FROM_NOT_SET;
-    (reads ? environment_.storage : environment_.workers)->Post([this] { Submit(); });
+    (reads ? environment_.storage : environment_.workers)->Post([this] { Read(); });
   }
 
   GenerationDriver& driver() { return *driver_; }
@@ -114,7 +114,7 @@ class GenerationCall : public GenerationSink {
   const std::string& model_name() const { return environment_.engine->config().name; }
 
  private:
-  void Submit() {
+  void Read() {
     if (driver_->cancelled()) return FailWith(absl::CancelledError("cancelled by the client"));
     absl::StatusOr<GenerationRequest> request = ReadRequest(environment_, *request_, kind_);
     if (!request.ok()) return FailWith(request.status());
@@ -126,8 +126,46 @@ class GenerationCall : public GenerationSink {
     }
     params_ = ToResolvedParams(*request);
     role_ = request->state.open_role;
+    if (request->constraint_spec.kind == ConstraintSpec::Kind::kNone) {
+      return Submit(*std::move(request));
+    }
+    ConstraintSpec spec = request->constraint_spec;
+    auto shared = std::make_shared<GenerationRequest>(*std::move(request));
+    environment_.engine->CompileConstraint(
+        std::move(spec), [this] { return StillWanted(); },
+        [this, shared](ConstraintCompiler::Result constraint) {
+          SubmitUnder(std::move(constraint), shared.get());
+        });
+  }
+
+  absl::Status StillWanted() const {
+    if (driver_->cancelled()) return absl::CancelledError("cancelled by the client");
+    if (environment_.deadline.has_value() &&
+        *environment_.deadline <= std::chrono::steady_clock::now()) {
+      return absl::DeadlineExceededError(
+          "the deadline passed while the constraint waited to be compiled");
+    }
+    return absl::OkStatus();
+  }
+
+  void SubmitUnder(ConstraintCompiler::Result constraint, GenerationRequest* request) {
+    if (absl::IsInvalidArgument(constraint.status())) {
+      return FailWith(InvalidRequestError(
+          {FieldViolation{"constraint", std::string(constraint.status().message())}}));
+    }
+    if (absl::IsResourceExhausted(constraint.status())) {
+      return FailWith(WithRetryDelay(constraint.status(), kRetryDelay));
+    }
+    if (!constraint.ok()) return FailWith(constraint.status());
+    if (absl::Status s = BeginConstraint(*std::move(constraint), request); !s.ok()) {
+      return FailWith(s);
+    }
+    Submit(std::move(*request));
+  }
+
+  void Submit(GenerationRequest request) {
     absl::StatusOr<std::shared_ptr<TokenStream>> stream =
-        environment_.engine->Submit(*std::move(request));
+        environment_.engine->Submit(std::move(request));
     if (!stream.ok()) {
       const bool full = absl::IsResourceExhausted(stream.status());
       return FailWith(full ? WithRetryDelay(stream.status(), kRetryDelay) : stream.status());

@@ -32,6 +32,7 @@ class RequestReader {
     result_.cache.salt = request_.cache().salt();
     result_.cache.skip = request_.cache().skip();
     ReadOutput(request_.output());
+    ReadConstraint(request_.constraint());
     return std::move(result_);
   }
 
@@ -197,6 +198,25 @@ class RequestReader {
     }
   }
 
+  void ReadConstraint(const v1::Constraint& constraint) {
+    using Kind = ConstraintSpec::Kind;
+    switch (constraint.kind_case()) {
+      case v1::Constraint::kJsonSchema:
+        result_.constraint_spec = {Kind::kJsonSchema, constraint.json_schema()};
+        break;
+      case v1::Constraint::kRegex:
+        result_.constraint_spec = {Kind::kRegex, constraint.regex()};
+        break;
+      case v1::Constraint::kGbnf:
+        result_.constraint_spec = {Kind::kGbnf, constraint.gbnf()};
+        break;
+      case v1::Constraint::KIND_NOT_SET:
+        if (request_.has_constraint()) Add("constraint", "empty: set json_schema, regex or gbnf");
+        return;
+    }
+    if (context_.tokenizer == nullptr) AddNoTokenizer("constraint");
+  }
+
   void ReadOutput(const v1::OutputOptions& output) {
     result_.want_prefill_progress = output.prefill_progress();
     result_.logprobs = output.logprobs();
@@ -236,6 +256,19 @@ absl::string_view FieldGroup(absl::string_view field) {
 
 double ToMilliseconds(std::chrono::nanoseconds time) {
   return std::chrono::duration<double, std::milli>(time).count();
+}
+
+void SetConstraint(const ConstraintSpec& spec, v1::ResolvedParams* params) {
+  switch (spec.kind) {
+    case ConstraintSpec::Kind::kJsonSchema:
+      return params->mutable_constraint()->set_json_schema(spec.source);
+    case ConstraintSpec::Kind::kRegex:
+      return params->mutable_constraint()->set_regex(spec.source);
+    case ConstraintSpec::Kind::kGbnf:
+      return params->mutable_constraint()->set_gbnf(spec.source);
+    case ConstraintSpec::Kind::kNone:
+      return;
+  }
 }
 
 }  // namespace
@@ -354,6 +387,7 @@ v1::ResolvedParams ToResolvedParams(const GenerationRequest& request) {
   stop->mutable_stop_token_ids()->Assign(request.stop_token_ids.begin(),
                                          request.stop_token_ids.end());
   stop->set_ignore_eos(request.ignore_eos);
+  SetConstraint(request.constraint_spec, &params);
   v1::OutputOptions* output = params.mutable_output();
   output->set_prefill_progress(request.want_prefill_progress);
   output->set_logprobs(request.logprobs);
