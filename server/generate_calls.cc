@@ -120,8 +120,8 @@ class GenerationCall : public GenerationSink {
     if (!request.ok()) return FailWith(request.status());
     if (request->state.want_state) {
       StateAccess* states = environment_.states;
-      absl::Status s = states->transit().Add(states->image_bytes() * request->choice_count(),
-                                             &left_hold_);
+      absl::Status s =
+          states->transit().Add(states->image_bytes() * request->choice_count(), &left_hold_);
       if (!s.ok()) return FailWith(s);
     }
     params_ = ToResolvedParams(*request);

@@ -354,8 +354,8 @@ TEST_P(VariantTest, MatchesTheNaiveNetwork) {
   Harness harness(std::get<0>(GetParam()), dir.path(), 1);
   for (const size_t split : {size_t{1}, size_t{5}, kTokens}) {
     const int32_t slot = harness.Acquire();
-    // Of the largest logit. Without beta and with reflections nothing damps the rounding of float32,
-    // which instruction sets order differently: 2.1e-5 was seen with AVX2.
+    // Of the largest logit. Without beta and with reflections nothing damps the rounding of
+    // float32, which instruction sets order differently: 2.1e-5 was seen with AVX2.
     EXPECT_LE(MaxError(harness.Run(slot, ids, split), want), 4e-5 * scale)
         << "split " << split << ", seed " << kSeed << ", largest logit " << scale;
     ASSERT_TRUE(harness.pool().Release(slot).ok());
