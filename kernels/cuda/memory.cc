@@ -18,7 +18,8 @@ constexpr size_t RoundUp(size_t value, size_t step) { return (value + step - 1) 
 // Of a pinned block for a piece: powers of two, so that blocks seldom grow.
 size_t BlockBytes(size_t piece) { return std::bit_ceil(std::max(piece, size_t{64} << 10)); }
 
-void FreeDevice(void* /*context*/, void* data) {
+void FreeDevice(void* device, void* data) {
+  static_cast<Device*>(device)->MemoryWentAway();  // recorded steps may name it
   cudaFree(data);
   cudaGetLastError();  // of a device that failed before: nobody is left to be told
 }
@@ -44,7 +45,7 @@ absl::StatusOr<Buffer> AllocateZeroed(Device* device, size_t bytes) {
         " MiB are free; lower the number of state slots, the ", "batch limits or the cache sizes"));
   }
   if (absl::Status s = device->Check(error, "cudaMalloc"); !s.ok()) return s;
-  Buffer buffer(data, bytes, &FreeDevice, nullptr);
+  Buffer buffer(data, bytes, &FreeDevice, device);
   if (absl::Status s =
           device->Check(cudaMemsetAsync(data, 0, bytes, device->stream()), "cudaMemsetAsync");
       !s.ok()) {
@@ -203,7 +204,6 @@ absl::Status HostCopies::ToHost(void* dst, const void* src, size_t bytes) {
 absl::Status Scratch::Reserve(size_t bytes) {
   if (bytes <= buffer_.bytes()) return absl::OkStatus();
   if (absl::Status s = device_->NotRecording("growing scratch"); !s.ok()) return s;
-  if (buffer_.data() != nullptr) device_->MemoryWentAway();
   buffer_ = Buffer();  // first: both at once may not fit
   absl::StatusOr<Buffer> grown = AllocateZeroed(device_, bytes);
   if (!grown.ok()) return grown.status();

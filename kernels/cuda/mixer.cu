@@ -61,8 +61,7 @@ cudaError_t LaunchGeneric(const LayerSpec& spec, const MixerCoreArgs& args, cuda
 }  // namespace
 
 bool FusesMixer(const LayerSpec& spec) {
-  return KernelsOf(spec.key_dim, spec.value_dim) != nullptr && spec.conv_size > 0 &&
-         spec.conv_size <= kMaxTaps;
+  return KernelsOf(spec.key_dim, spec.value_dim) != nullptr && spec.conv_size <= kMaxTaps;
 }
 
 size_t MixerWorkspaceBytes(const LayerSpec& spec, ActivationType type, int64_t max_rows) {

@@ -184,7 +184,15 @@ TEST_F(QualityTest, Bf16StaysWithinTheKlBar) {
   for (const char* file : {"prose.txt", "conversations.ids"}) {
     const PerplexityReport report = Measure(Bundled(), file);
     EXPECT_LE(report.against->mean_kl, 1e-3) << file;
-    EXPECT_GT(report.against->max_kl, 0) << "bf16 arithmetic is not float32's";
+    // The bundled weights are bf16: what differs is the rounding of activations, which only CPUs
+    // with bf16 products do.
+    const bool rounds = report.backend.find("bf16") != std::string::npos ||
+                        report.backend.find("amx") != std::string::npos;
+    if (rounds) {
+      EXPECT_GT(report.against->max_kl, 0) << "bf16 arithmetic is not float32's";
+    } else {
+      EXPECT_LT(report.against->max_kl, 1e-6) << report.backend;
+    }
   }
 }
 
