@@ -26,7 +26,7 @@ size_t Grammar::size_bytes() const {
          call_edges_.size() * sizeof(CallEdge) + rules_.size() * sizeof(Rule);
 }
 
-std::vector<CharacterRange> Normalise(std::vector<CharacterRange> ranges) {
+std::vector<CharacterRange> Normalise(const std::vector<CharacterRange>& ranges) {
   std::vector<CharacterRange> parts;
   for (CharacterRange range : ranges) {
     range.high = std::min(range.high, kMaxCharacter);
@@ -52,12 +52,12 @@ std::vector<CharacterRange> Normalise(std::vector<CharacterRange> ranges) {
 std::vector<CharacterRange> Complement(std::vector<CharacterRange> ranges) {
   std::vector<CharacterRange> others;
   uint32_t next = 0;
-  for (const CharacterRange& range : Normalise(std::move(ranges))) {
+  for (const CharacterRange& range : Normalise(ranges)) {
     if (range.low > next) others.push_back({next, range.low - 1});
     next = range.high + 1;
   }
   if (next <= kMaxCharacter) others.push_back({next, kMaxCharacter});
-  return Normalise(std::move(others));
+  return Normalise(others);
 }
 
 void AppendUtf8(uint32_t character, std::string* out) {
@@ -116,7 +116,7 @@ GrammarBuilder::Node GrammarBuilder::Literal(absl::string_view bytes) {
 }
 
 GrammarBuilder::Node GrammarBuilder::OneOf(std::vector<CharacterRange> ranges) {
-  ranges = Normalise(std::move(ranges));
+  ranges = Normalise(ranges);
   size_t weight = 1;
   for (const CharacterRange& range : ranges) weight += range.high < 0x80 ? 0 : 3;
   return Add({.kind = Kind::kOneOf, .ranges = std::move(ranges), .weight = weight});

@@ -91,7 +91,7 @@ struct CharacterRange {
 inline constexpr uint32_t kMaxCharacter = 0x10FFFF;
 
 // Sorted and merged, without surrogates and what is beyond Unicode.
-std::vector<CharacterRange> Normalise(std::vector<CharacterRange> ranges);
+std::vector<CharacterRange> Normalise(const std::vector<CharacterRange>& ranges);
 // All other characters.
 std::vector<CharacterRange> Complement(std::vector<CharacterRange> ranges);
 

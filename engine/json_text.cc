@@ -49,7 +49,7 @@ Node JsonText::Range(char low, char high) {
 }
 
 Node JsonText::Characters(std::vector<CharacterRange> ranges) {
-  ranges = Normalise(std::move(ranges));
+  ranges = Normalise(ranges);
   std::vector<CharacterRange> plain;
   std::vector<Node> choices;
   const auto add_plain = [&plain](uint32_t low, uint32_t high) {

@@ -57,7 +57,7 @@ absl::Status OwnedSlots::Check(SlotRef ref) {
 absl::Status OwnedSlots::Release(SlotRef ref) {
   if (ref.slot >= 0 && owner(ref.slot) == kQuarantined) return absl::OkStatus();
   if (absl::Status s = Check(ref); !s.ok()) return s;
-  const absl::Status released = executor_->ReleaseSlot(ref.slot);
+  absl::Status released = executor_->ReleaseSlot(ref.slot);
   if (released.ok()) {
     owner(ref.slot) = kFree;
   } else {

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from harness import Client, Server, violations
 
-SEED = int(os.environ.get("OSDN_SEED", np.random.SeedSequence().entropy))
+SEED = int(os.environ.get("OSDN_SEED", 20261125))
 CASES = int(os.environ.get("OSDN_SCHEMAS", "80"))
 
 
@@ -47,14 +47,16 @@ def refused(client, constraint: dict) -> str:
 FORMATS = jsonschema.FormatChecker(["date", "ipv4", "uuid"])
 
 
-# The package checks these only with others installed.
+# The package checks these only with others installed. What is no string has no format.
 @FORMATS.checks("time", ValueError)
 def _is_time(text) -> bool:
-    return datetime.time.fromisoformat(text).tzinfo is not None
+    return not isinstance(text, str) or datetime.time.fromisoformat(text).tzinfo is not None
 
 
 @FORMATS.checks("date-time", ValueError)
 def _is_date_time(text) -> bool:
+    if not isinstance(text, str):
+        return True
     return datetime.datetime.fromisoformat(text).tzinfo is not None
 
 

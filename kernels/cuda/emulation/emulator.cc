@@ -32,7 +32,7 @@ struct Fiber {
 
 struct WarpState {
   // Two turns, so that one barrier an exchange is enough.
-  std::array<std::array<std::byte, kLanes * kExchangeBytes>, 2> deposits;
+  std::array<std::array<std::byte, kLanes * kExchangeBytes>, 2> deposits = {};
   std::array<int, kLanes> turn = {};
 };
 
