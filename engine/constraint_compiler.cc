@@ -92,9 +92,9 @@ void ConstraintCompiler::Run() {
       jobs_.pop_front();
       stopping = stopping_;
     }
-    absl::Status wanted =
+    const absl::Status wanted =
         stopping ? absl::UnavailableError("the server is shutting down") : job.wanted();
-    job.done(wanted.ok() ? CompileNow(job.spec) : Result(std::move(wanted)));
+    job.done(wanted.ok() ? CompileNow(job.spec) : Result(wanted));
   }
 }
 

@@ -49,7 +49,7 @@ std::vector<CharacterRange> Normalise(const std::vector<CharacterRange>& ranges)
   return merged;
 }
 
-std::vector<CharacterRange> Complement(std::vector<CharacterRange> ranges) {
+std::vector<CharacterRange> Complement(const std::vector<CharacterRange>& ranges) {
   std::vector<CharacterRange> others;
   uint32_t next = 0;
   for (const CharacterRange& range : Normalise(ranges)) {

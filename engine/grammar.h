@@ -93,7 +93,7 @@ inline constexpr uint32_t kMaxCharacter = 0x10FFFF;
 // Sorted and merged, without surrogates and what is beyond Unicode.
 std::vector<CharacterRange> Normalise(const std::vector<CharacterRange>& ranges);
 // All other characters.
-std::vector<CharacterRange> Complement(std::vector<CharacterRange> ranges);
+std::vector<CharacterRange> Complement(const std::vector<CharacterRange>& ranges);
 
 // The bytes of a character.
 void AppendUtf8(uint32_t character, std::string* out);

@@ -129,6 +129,8 @@ absl::StatusOr<ParsedHead> ParseHead(absl::string_view data) {
 // hold locks on two files of one name.
 class DirectoryLock {
  public:
+  DirectoryLock(const DirectoryLock&) = delete;
+  DirectoryLock& operator=(const DirectoryLock&) = delete;
   static absl::StatusOr<DirectoryLock> Acquire(const std::string& dir) {
     const std::string path = absl::StrCat(dir, "/.lock");
     const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
