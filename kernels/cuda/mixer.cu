@@ -7,13 +7,6 @@
 
 namespace osdn::kernels::cuda {
 
-template <>
-bool LaunchMixerOf<64, 64>(const MixerLaunch& mixer);
-template <>
-bool LaunchMixerOf<128, 128>(const MixerLaunch& mixer);
-template <>
-bool LaunchMixerOf<256, 256>(const MixerLaunch& mixer);
-
 namespace {
 
 using LaunchFunction = bool (*)(const MixerLaunch&);

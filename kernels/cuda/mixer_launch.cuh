@@ -237,6 +237,12 @@ bool LaunchAll(const MixerLaunch& mixer) {
 // Defined for the pairs of mixer_*.cu.
 template <int kK, int kV>
 bool LaunchMixerOf(const MixerLaunch& mixer);
+template <>
+bool LaunchMixerOf<64, 64>(const MixerLaunch& mixer);
+template <>
+bool LaunchMixerOf<128, 128>(const MixerLaunch& mixer);
+template <>
+bool LaunchMixerOf<256, 256>(const MixerLaunch& mixer);
 
 #define OSDN_INSTANTIATE_MIXER(K, V)                                                 \
   template <>                                                                        \
