@@ -21,6 +21,8 @@ function(osdn_add_test name)
   target_compile_definitions(${name} PRIVATE
     OSDN_TEST_DATA_DIR="${PROJECT_SOURCE_DIR}/tests/data"
     OSDN_MODELS_DIR="${PROJECT_SOURCE_DIR}/models")
+  # What is tested is optimised; the tests themselves need not be.
+  target_compile_options(${name} PRIVATE $<$<CONFIG:RelWithDebInfo>:-O1>)
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 300)
   endif()

@@ -235,7 +235,8 @@ class GbnfParser {
       }
       ranges.push_back({*low, high});
     }
-    return builder_.OneOf(negated ? Complement(std::move(ranges)) : std::move(ranges));
+    if (negated) ranges = Complement(ranges);
+    return builder_.OneOf(ranges);
   }
 
   // One character of a text or a class, escapes read.

@@ -50,7 +50,8 @@ std::optional<Ranges> EscapedSet(char letter, bool negated_class) {
     default:
       return std::nullopt;
   }
-  return opposite ? Complement(std::move(ranges)) : ranges;
+  if (opposite) ranges = Complement(ranges);
+  return ranges;
 }
 
 class RegexParser {
@@ -285,7 +286,8 @@ class RegexParser {
       }
       all.insert(all.end(), first->begin(), first->end());
     }
-    return Spell(negated ? Complement(std::move(all)) : std::move(all));
+    if (negated) all = Complement(all);
+    return Spell(all);
   }
 
   // Of a class.

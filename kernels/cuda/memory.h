@@ -56,7 +56,7 @@ class PinnedBlocks {
 // host's half of the work runs beside the device's.
 class HostCopies {
  public:
-  explicit HostCopies(Device* device) : device_(device), blocks_(device, 2) {}
+  explicit HostCopies(Device* device) : blocks_(device, 2) {}
 
   // Returns when `src` has been read; the device gets it in stream order.
   absl::Status ToDevice(void* dst, const void* src, size_t bytes);
@@ -67,7 +67,6 @@ class HostCopies {
   absl::Status ToHost(void* dst, const void* src, size_t bytes);
 
  private:
-  Device* device_;
   PinnedBlocks blocks_;
 };
 
@@ -90,7 +89,7 @@ class Scratch {
 // what is enqueued before the next Put.
 class Uploads {
  public:
-  explicit Uploads(Device* device) : device_(device), blocks_(device, 8), memory_(device) {}
+  explicit Uploads(Device* device) : blocks_(device, 8), memory_(device) {}
 
   // Parts are laid out one behind the other at kAlignment; `addresses` gets where each is.
   absl::Status Put(absl::Span<const absl::Span<const std::byte>> parts,
@@ -99,7 +98,6 @@ class Uploads {
  private:
   static constexpr size_t kAlignment = 16;
 
-  Device* device_;
   PinnedBlocks blocks_;
   Scratch memory_;
 };

@@ -24,7 +24,6 @@ namespace {
 // outputs, of the result 16 rows of 16 outputs.
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileBytes = kTileRows * kPieceBytes;
-constexpr int64_t kPanelTiles = kPanelOuts / kOutBlock;
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1;
