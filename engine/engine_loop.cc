@@ -51,6 +51,7 @@ EngineLoop::EngineLoop(const Options& options, VocabularyView vocabulary, StepEx
       slots_(executor),
       limits_(options.limits),
       prefix_reuse_(options.prefix_cache),
+      samplers_(static_cast<size_t>(executor->host_threads())),
       thread_([this] { Run(); }) {}
 
 EngineLoop::~EngineLoop() {
@@ -72,7 +73,7 @@ absl::StatusOr<std::shared_ptr<TokenStream>> EngineLoop::Submit(GenerationReques
 void EngineLoop::Drain(std::chrono::milliseconds timeout) {
   mailbox_->Close(absl::UnavailableError("the server is draining: no new requests"));
   if (mailbox_->WaitUntilDone(timeout)) return;
-  mailbox_->Abort({FinishReason::kError,
+  mailbox_->Abort({FinishReason::kDrained,
                    absl::UnavailableError(absl::StrCat("the server shut down before the request "
                                                        "was done (drain timeout ",
                                                        timeout.count(), " ms)"))});
@@ -340,20 +341,33 @@ void EngineLoop::TakeResults() {
       // A copy that fails is a state less to start from; nothing of this request is lost.
       prefix_reuse_.Capture(sequence, logits, &slots_).IgnoreError();
     }
-    if (logits.empty()) continue;
-    if (std::optional<Ending> ending = TakeLogits(sequence, logits)) {
-      ended.emplace_back(sequence, *std::move(ending));
-    }
+    if (!logits.empty()) rows_.push_back({sequence, logits});
   }
+  TakeRows(&ended);
   for (auto& [sequence, ending] : ended) End(Take(&running_, sequence->id()), ending);
 }
 
+void EngineLoop::TakeRows(std::vector<std::pair<Sequence*, Ending>>* ended) {
+  for (LogitRow& row : rows_) row.forks = row.sequence->Fork();
+  executor_->RunOnHost(static_cast<int64_t>(rows_.size()), [this](int64_t i, int thread) {
+    rows_[static_cast<size_t>(i)].sequence->ChooseToken(rows_[static_cast<size_t>(i)].logits,
+                                                        &samplers_[static_cast<size_t>(thread)]);
+  });
+  // Taken by value: a fork's first token adds a row of its own.
+  for (LogitRow& row : std::exchange(rows_, {})) {
+    std::optional<Ending> ending = row.sequence->TakeToken(Clock::now());
+    if (ending.has_value()) ending = LeaveState(row.sequence, *ending, row.logits);
+    if (!row.forks.empty()) StartForks(*row.sequence, std::move(row.forks), row.logits);
+    if (ending.has_value()) ended->emplace_back(row.sequence, *std::move(ending));
+  }
+}
+
 std::optional<Ending> EngineLoop::TakeLogits(Sequence* sequence, absl::Span<float> logits) {
-  std::vector<std::unique_ptr<Sequence>> forks = sequence->Fork();
-  std::optional<Ending> ending = sequence->TakeLogits(logits, &sampler_, Clock::now());
-  if (ending.has_value()) ending = LeaveState(sequence, *ending, logits);
-  if (!forks.empty()) StartForks(*sequence, std::move(forks), logits);
-  return ending;
+  std::vector<std::pair<Sequence*, Ending>> ended;
+  rows_.push_back({sequence, logits});
+  TakeRows(&ended);
+  if (ended.empty()) return std::nullopt;
+  return std::move(ended.front().second);
 }
 
 Ending EngineLoop::LeaveState(Sequence* sequence, const Ending& ending,
@@ -430,8 +444,18 @@ void EngineLoop::EndRunning(const Ending& ending) {
   while (!running_.empty()) {
     std::unique_ptr<Sequence> sequence = std::move(running_.front());
     running_.erase(running_.begin());
-    End(std::move(sequence), ending);
+    EndWithState(std::move(sequence), ending);
   }
+}
+
+void EngineLoop::EndWithState(std::unique_ptr<Sequence> sequence, const Ending& ending) {
+  if (ending.reason != FinishReason::kDrained) return End(std::move(sequence), ending);
+  // What has not begun can begin elsewhere.
+  if (!sequence->leaves_state(ending.reason)) {
+    return End(std::move(sequence), {FinishReason::kError, ending.status});
+  }
+  const Ending left = LeaveState(sequence.get(), {ending.reason, absl::OkStatus()}, {});
+  End(std::move(sequence), left);
 }
 
 void EngineLoop::EndAll(const Ending& ending) {
@@ -439,13 +463,13 @@ void EngineLoop::EndAll(const Ending& ending) {
   while (!swapped_.empty()) {
     std::unique_ptr<Sequence> sequence = std::move(swapped_.back());
     swapped_.pop_back();
-    End(std::move(sequence), ending);
+    EndWithState(std::move(sequence), ending);
   }
   while (!waiting_.empty()) {
     std::unique_ptr<Sequence> sequence = std::move(waiting_.front());
     waiting_.pop_front();
     mailbox_->LeftQueue(sequence->queued_tokens());
-    End(std::move(sequence), ending);
+    EndWithState(std::move(sequence), ending);
   }
 }
 

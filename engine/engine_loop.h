@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -82,6 +83,13 @@ class EngineLoop {
     void Add(Sequence* sequence, int64_t tokens);
   };
 
+  // The logits after the last input token of a sequence, whose next token is due.
+  struct LogitRow {
+    Sequence* sequence;
+    absl::Span<float> logits;
+    std::vector<std::unique_ptr<Sequence>> forks{};
+  };
+
   static Ending InternalEnding(const absl::Status& cause);
 
   void Run();
@@ -107,8 +115,11 @@ class EngineLoop {
   // Copies the slot for whoever asked for the state; `logits` are those after its last token. What
   // the ending is then: another one if there was a state to leave and it could not be.
   Ending LeaveState(Sequence* sequence, const Ending& ending, absl::Span<const float> logits);
-  // Samples the sequence's next token, and where it is the first one that of its forks; the ending
-  // if it was the last.
+  // Chooses the next token of each of rows_, on all threads, and empties it; where it is the
+  // request's first one those of its forks too. Whose last it was, with the ending, is added to
+  // `ended`.
+  void TakeRows(std::vector<std::pair<Sequence*, Ending>>* ended);
+  // The same for one sequence.
   std::optional<Ending> TakeLogits(Sequence* sequence, absl::Span<float> logits);
 
   // Forks (engine_loop_forks.cc). A request's other choices begin when its prompt is read: with a
@@ -137,6 +148,9 @@ class EngineLoop {
   void Fail(std::unique_ptr<Sequence> sequence, const absl::Status& status);
   // Frees the sequence's slot, if it has one, and tells the reader.
   void End(std::unique_ptr<Sequence> sequence, const Ending& ending);
+  // The same; for kDrained with the sequence's state or, where it has none worth keeping, as an
+  // error of ending.status.
+  void EndWithState(std::unique_ptr<Sequence> sequence, const Ending& ending);
   void EndRunning(const Ending& ending);
   void EndAll(const Ending& ending);
   void OnFailure(const absl::Status& status);
@@ -158,7 +172,8 @@ class EngineLoop {
                                                     // forks that wait for their first
   PrefixReuse prefix_reuse_;
   FairShare shares_;
-  Sampler sampler_;
+  std::vector<Sampler> samplers_;  // one a thread of the executor
+  std::vector<LogitRow> rows_;
   Batch batch_;
   std::vector<float> logits_;
   int failures_ = 0;  // in a row

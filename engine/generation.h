@@ -94,6 +94,7 @@ enum class FinishReason : uint8_t {
   kLength,      // max_tokens
   kTime,        // max_time
   kCancelled,   // by the client
+  kDrained,     // by the server, which ends; GenerationFinished::state goes on elsewhere
   kError,       // see GenerationFinished::status
 };
 

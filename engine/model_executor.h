@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -41,6 +42,11 @@ class ModelExecutor final : public StepExecutor {
   absl::Status Forward(const kernels::BatchView& batch, absl::Span<const int32_t> tokens,
                        absl::Span<const int64_t> logit_rows, absl::Span<float> logits) override {
     return model_->Forward(batch, tokens, logit_rows, *pool_, logits);
+  }
+  int host_threads() const override { return backend_->host_threads(); }
+  void RunOnHost(int64_t tasks,
+                 absl::FunctionRef<void(int64_t index, int thread)> task) override {
+    backend_->RunOnHost(tasks, task);
   }
 
   const kernels::Backend& backend() const { return *backend_; }

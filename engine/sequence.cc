@@ -219,13 +219,16 @@ void Sequence::EmitPrompt() {
   Push(std::move(echo));
 }
 
-std::optional<Ending> Sequence::TakeLogits(absl::Span<const float> logits, Sampler* sampler,
-                                           Clock::time_point now) {
+void Sequence::ChooseToken(absl::Span<const float> logits, Sampler* sampler) {
   // Only the state was wanted.
-  if (max_tokens() == 0) return Ending{FinishReason::kLength, absl::OkStatus()};
+  if (max_tokens() == 0) return;
   // Rows beyond the tokenizer's vocabulary are padding of the matrix.
-  logits = logits.first(static_cast<size_t>(vocabulary_->size));
-  absl::StatusOr<TokenChooser::Choice> choice = chooser_.Choose(logits, sampler);
+  chosen_ = chooser_.Choose(logits.first(static_cast<size_t>(vocabulary_->size)), sampler);
+}
+
+std::optional<Ending> Sequence::TakeToken(Clock::time_point now) {
+  if (max_tokens() == 0) return Ending{FinishReason::kLength, absl::OkStatus()};
+  absl::StatusOr<TokenChooser::Choice>& choice = chosen_;
   if (!choice.ok()) return Ending{FinishReason::kError, choice.status()};
 
   if (!first_token_.has_value()) {
@@ -236,7 +239,7 @@ std::optional<Ending> Sequence::TakeLogits(absl::Span<const float> logits, Sampl
   at_end_token_ = chooser_.IsEndToken(choice->token);
   if (at_end_token_) return Ending{FinishReason::kStop, absl::OkStatus()};
 
-  if (wants_state()) generated_.push_back(choice->token);
+  generated_.push_back(choice->token);
   TokenDelta delta;
   delta.token_ids.push_back(choice->token);
   if (choice->logprob.has_value()) delta.logprobs.push_back(*std::move(choice->logprob));
@@ -267,6 +270,7 @@ GenerationTimings Sequence::Timings(Clock::time_point now) const {
 }
 
 bool Sequence::leaves_state(FinishReason reason) const {
+  if (reason == FinishReason::kDrained) return has_sampled() && !request_.scores();
   return wants_state() && prefilled() && reason != FinishReason::kCancelled &&
          reason != FinishReason::kError;
 }

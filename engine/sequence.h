@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "engine/generation.h"
 #include "engine/owned_slots.h"
@@ -50,8 +51,8 @@ class Sequence {
   Sequence(GenerationRequest request, std::shared_ptr<TokenStream> stream,
            const VocabularyView* vocabulary, Clock::time_point submitted);
 
-  // The other choices, at the moment when the first token is due (the next thing is TakeLogits of
-  // each); none for a request of one choice, or later. They have no slot: its content is to be
+  // The other choices, at the moment when the first token is due (the next thing is ChooseToken
+  // of each); none for a request of one choice, or later. They have no slot: its content is to be
   // copied from this sequence's.
   std::vector<std::unique_ptr<Sequence>> Fork();
 
@@ -105,12 +106,14 @@ class Sequence {
   void Advance(int64_t count);
   // The position behind the prompt's last token: beyond prompt_tokens() where a state was resumed.
   int64_t prompt_end() const { return base_ + prompt_tokens(); }
-  // All of the prompt is in the state: the next thing is TakeLogits.
+  // All of the prompt is in the state: the next thing is ChooseToken.
   bool prefilled() const { return position_ >= prompt_end(); }
-  // Samples from the logits after the last input token and emits what became showable. The ending
-  // if the sequence is done.
-  std::optional<Ending> TakeLogits(absl::Span<const float> logits, Sampler* sampler,
-                                   Clock::time_point now);
+  // Chooses the next token from the logits after the last input token, for TakeToken. May run on
+  // any thread, beside those of other sequences.
+  void ChooseToken(absl::Span<const float> logits, Sampler* sampler);
+  // Takes what was chosen into the completion and emits what became showable. The ending if the
+  // sequence is done.
+  std::optional<Ending> TakeToken(Clock::time_point now);
   // Whether an end for this reason leaves a state, and the logits of every step are needed for it.
   bool wants_state() const { return request_.state.want_state; }
   bool leaves_state(FinishReason reason) const;
@@ -156,6 +159,7 @@ class Sequence {
   const int32_t choice_;
   const VocabularyView* vocabulary_;
   TokenChooser chooser_;
+  absl::StatusOr<TokenChooser::Choice> chosen_{TokenChooser::Choice{}};  // for TakeToken
   std::optional<TextStream> text_;  // none without a tokenizer
   uint64_t id_ = 0;
   int32_t slot_ = -1;
@@ -167,7 +171,7 @@ class Sequence {
   int32_t last_token_ = -1;
   bool at_end_token_ = false;       // it is one
   uint64_t history_hash_ = 0;       // of the prompt, then of every token that was fed
-  std::vector<int32_t> generated_;  // where a state is wanted
+  std::vector<int32_t> generated_;  // the completion
   std::shared_ptr<const SequenceSnapshot> left_state_;
   std::shared_ptr<const StateImage> swapped_;
   std::optional<Clock::time_point> stalled_since_;

@@ -16,6 +16,7 @@ constexpr absl::Duration kSweepAgain = absl::Minutes(1);
 
 class MemoryStorage final : public StateStorage {
  public:
+  bool durable() const override { return false; }
   absl::Status Write(const StateRecord& record, absl::string_view blob) override {
     std::lock_guard<std::mutex> lock(mutex_);
     blobs_[record.id] = std::string(blob);

@@ -38,6 +38,8 @@ struct StateRecord {
 class StateStorage {
  public:
   virtual ~StateStorage() = default;
+  // What is in it is still there for the next process, or for others.
+  virtual bool durable() const = 0;
   // All or nothing, even if the process dies meanwhile.
   virtual absl::Status Write(const StateRecord& record, absl::string_view blob) = 0;
   // NOT_FOUND when it is not there, DATA_LOSS when it is damaged.
@@ -98,6 +100,7 @@ class StateStore {
   // this now and then. Costs next to nothing when there is nothing to do.
   void Sweep();
   Usage usage() const;
+  bool durable() const { return storage_->durable(); }
   const Options& options() const { return options_; }
 
  private:

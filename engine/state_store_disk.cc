@@ -173,6 +173,8 @@ class DiskStorage final : public StateStorage {
  public:
   DiskStorage(std::string dir, DirectoryLock lock) : dir_(std::move(dir)), lock_(std::move(lock)) {}
 
+  bool durable() const override { return true; }
+
   absl::Status Write(const StateRecord& record, absl::string_view blob) override {
     const std::string path = Path(record.id);
     const std::string temporary = absl::StrCat(path, kTemporarySuffix);

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -33,6 +34,11 @@ class StepExecutor {
   // As Model::Forward.
   virtual absl::Status Forward(const kernels::BatchView& batch, absl::Span<const int32_t> tokens,
                                absl::Span<const int64_t> logit_rows, absl::Span<float> logits) = 0;
+  // As Backend's: the loop's own work on rows.
+  virtual int host_threads() const { return 1; }
+  virtual void RunOnHost(int64_t tasks, absl::FunctionRef<void(int64_t index, int thread)> task) {
+    for (int64_t i = 0; i < tasks; ++i) task(i, 0);
+  }
 };
 
 }  // namespace osdn

@@ -119,6 +119,16 @@ class Backend {
                                absl::FunctionRef<absl::Status(const BatchView& batch)> body) {
     return body(step.batch);
   }
+
+  // --- The caller's own work on the host, between steps ---
+  // How many threads RunOnHost uses; at least 1.
+  virtual int host_threads() const { return 1; }
+  // Calls task(index, thread) for every index in [0, tasks), in any order, thread in
+  // [0, host_threads()), on the threads that the backend has for its ops: others would take turns
+  // with them. Returns when all are done. Denormals may count as 0 in tasks.
+  virtual void RunOnHost(int64_t tasks, absl::FunctionRef<void(int64_t index, int thread)> task) {
+    for (int64_t i = 0; i < tasks; ++i) task(i, 0);
+  }
 };
 
 struct BackendOptions {

@@ -15,7 +15,7 @@
 
 namespace osdn::kernels {
 
-inline constexpr int kBackendAbiVersion = 2;
+inline constexpr int kBackendAbiVersion = 3;
 inline constexpr char kCudaModuleFile[] = "libosdn_cuda.so";
 inline constexpr char kCreateCudaBackendSymbol[] = "OsdnCreateCudaBackend";
 

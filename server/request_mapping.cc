@@ -321,6 +321,8 @@ v1::FinishReason ToProto(FinishReason reason) {
       return v1::FINISH_REASON_TIME;
     case FinishReason::kCancelled:
       return v1::FINISH_REASON_CANCELLED;
+    case FinishReason::kDrained:
+      return v1::FINISH_REASON_DRAINED;
     case FinishReason::kError:
       return v1::FINISH_REASON_ERROR;
   }

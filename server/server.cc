@@ -21,8 +21,8 @@ namespace {
 // Clients may ping this often, also between calls; a client that pings more is disconnected.
 constexpr int kMinClientPingMs = 10'000;
 constexpr int kKeepaliveTimeoutMs = 20'000;
-// Streams that the engine ended still have their last frame to write.
-constexpr std::chrono::seconds kFlushTime{2};
+// Streams that the engine ended still have their states to save and their last frame to write.
+constexpr std::chrono::seconds kFlushTime{10};
 
 void SetTransport(const ServerOptions& options, grpc::ServerBuilder* builder) {
   builder->SetMaxReceiveMessageSize(static_cast<int>(options.max_message_bytes));

@@ -22,6 +22,7 @@ constexpr int kMaxThreads = 1024;
 // Rough costs in float operations, for the choice between one thread and all.
 constexpr int64_t kNormCost = 6;
 constexpr int64_t kExpCost = 24;
+constexpr int64_t kHostTaskCost = int64_t{1} << 17;  // a task is worth a thread
 
 class CpuBackend : public Backend {
  public:
@@ -113,6 +114,12 @@ class CpuBackend : public Backend {
 
   absl::Status Mixer(const MixerArgs& args) override {
     return cpu::Mix(args, cpu::Phase1Form::kTokenLoop, threads_, scratch_);
+  }
+
+  int host_threads() const override { return threads_.count(); }
+  void RunOnHost(int64_t tasks,
+                 absl::FunctionRef<void(int64_t index, int thread)> task) override {
+    threads_.For(tasks, tasks * kHostTaskCost, task);
   }
 
  private:

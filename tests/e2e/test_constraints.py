@@ -253,6 +253,26 @@ def test_stream_equals_unary(client):
     assert text == unary.text
 
 
+def test_every_choice_is_constrained_by_itself(client):
+    """And is what it would have been as the only one."""
+    schema = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 12},
+                                               "old": {"type": "boolean"}},
+              "required": ["name", "old"], "additionalProperties": False}
+    answers = []
+    for n in (16, 5, 1):
+        request = client.request("A person: ", max_tokens=200,
+                                 sampling={"temperature": 1, "seed": 9, "n": n})
+        request.constraint.json_schema = json.dumps(schema)
+        answers.append(client.stub.Generate(request, timeout=120).choices)
+    for choice in answers[0]:
+        assert choice.finish_reason == client.pb.FINISH_REASON_STOP
+        jsonschema.validate(json.loads(choice.text), schema)
+    assert len({choice.text for choice in answers[0]}) > 8
+    for others in answers[1:]:
+        for one, other in zip(answers[0], others):
+            assert one.token_ids == other.token_ids
+
+
 @pytest.mark.parametrize("schema, place", [
     ({"type": "string", "not": {}}, "/not"),
     ({"type": "object", "properties": {"a": {"type": "number", "multipleOf": 2}}},

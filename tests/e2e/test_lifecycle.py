@@ -11,6 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from harness import PATIENCE, Client, collect, run_server, run_tools, wait_until
+from test_states import States
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -100,6 +101,73 @@ def test_drain_timeout_ends_what_is_left(servers, tiny_model):
             pass
     assert error.value.code() == grpc.StatusCode.UNAVAILABLE
     assert server.wait_exit() == 0
+
+
+def test_drained_answers_go_on_in_the_next_server(servers, tiny_model, tmp_path):
+    """To the token; for streams, unary calls and several choices, asked for a state or not."""
+    options = ["--state-dir", tmp_path / "states", "--max-tokens-limit", "100000000"]
+    server = servers(tiny_model, *options, "--drain-timeout", "100ms")
+    client = States(server.channel())
+    endless = {"max_tokens": 100_000_000, "ignore_eos": True}
+    ways = [{"temperature": 1, "seed": seed, "presence_penalty": 0.5, "penalty_window": 64}
+            for seed in range(3)]
+    streams = [client.start([5, 6], sampling=way, **endless) for way in ways]
+    unary = client.stub.Generate.future(
+        client.request([7], sampling={**ways[0], "n": 2}, **endless))
+    got = [list(collect_some(stream, 20)) for stream in streams]
+    wait_until(lambda: client.stub.GetCapacity(client.pb.GetCapacityRequest()).running == 5,
+               "both choices run")
+    server.signal(signal.SIGINT)
+    states = []
+    for stream, tokens in zip(streams, got):
+        rest = collect(stream)
+        tokens.extend(rest.ids)
+        assert rest.finished.finish_reason == client.pb.FINISH_REASON_DRAINED
+        states.append(rest.finished.state.state_id)
+    for choice in unary.result().choices:
+        assert choice.finish_reason == client.pb.FINISH_REASON_DRAINED
+        got.append(list(choice.token_ids))
+        states.append(choice.state.state_id)
+    assert server.wait_exit() == 0
+
+    client = States(servers(tiny_model, *options).channel())
+    prompts = [[5, 6]] * 3 + [[7]] * 2
+    for number, (prompt, tokens, state_id) in enumerate(zip(prompts, got, states)):
+        way = (ways + [ways[0]] * 2)[number]
+        choice = number - 3 if number >= 3 else 0
+        whole = client.generate(prompt, sampling={**way, "n": choice + 1},
+                                max_tokens=len(tokens) + 30, ignore_eos=True).choices[choice]
+        rest = client.go(None, {"state_id": state_id}, sampling=way, max_tokens=30)
+        assert tokens + list(rest.choices[0].token_ids) == list(whole.token_ids)
+
+
+def test_a_drained_state_in_memory_goes_to_who_asked_for_it(servers, tiny_model):
+    options = ["--max-tokens-limit", "100000000"]
+    server = servers(tiny_model, *options, "--drain-timeout", "100ms")
+    client = States(server.channel())
+    request = client.request([5, 6], max_tokens=100_000_000, ignore_eos=True)
+    request.state.return_state = True
+    request.state.save_state_as = "of no use"
+    call = client.stub.GenerateStream(request)
+    tokens = list(collect_some(call, 20))
+    server.signal(signal.SIGINT)
+    rest = collect(call)
+    tokens.extend(rest.ids)
+    assert rest.finished.finish_reason == client.pb.FINISH_REASON_DRAINED
+    assert not rest.finished.HasField("state")
+    client = States(servers(tiny_model, *options).channel())
+    more = client.go(None, {"state_blob": rest.finished.state_blob}, max_tokens=9)
+    whole = client.generate([5, 6], max_tokens=len(tokens) + 9, ignore_eos=True)
+    assert tokens + list(more.choices[0].token_ids) == list(whole.choices[0].token_ids)
+
+
+def collect_some(call, count: int):
+    """The first ids of a stream."""
+    seen = 0
+    while seen < count:
+        for token in next(call).delta.token_ids:
+            seen += 1
+            yield token
 
 
 def test_second_signal_ends_at_once(servers, tiny_model):

@@ -44,6 +44,8 @@ def make_kinds(client: Client, rng: random.Random) -> list:
             request.state.return_state = True
         if number % 4 == 0:
             request.state.save_state_as = str(number)
+        elif number % 9 == 1:
+            request.constraint.regex = "[A-Z][a-z ]{5,60}[.]"
         kinds.append(request)
     return kinds
 

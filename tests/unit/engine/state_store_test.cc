@@ -280,6 +280,7 @@ TEST_P(DiskStoreTest, AFileThatSomebodyElseRemovedIsNotFoundAndForgotten) {
 // A disk that is full, or that fails.
 class FailingStorage final : public StateStorage {
  public:
+  bool durable() const override { return true; }
   explicit FailingStorage(absl::Status status) : status_(std::move(status)) {}
   absl::Status Write(const StateRecord&, absl::string_view) override { return status_; }
   absl::StatusOr<std::string> Read(const StateRecord&) override { return status_; }
