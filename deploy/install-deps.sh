@@ -12,7 +12,7 @@ build_packages=(
   ca-certificates ccache cmake g++ make ninja-build pkg-config
   python3 python3-pip  # cmake/fetch_sdist.sh fetches SentencePiece's source package with pip
   libabsl-dev libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc grpc-proto
-  libssl-dev libyaml-cpp-dev nlohmann-json3-dev libcli11-dev libspdlog-dev libfmt-dev libedit-dev
+  libssl-dev libyaml-cpp-dev nlohmann-json3-dev libcpp-httplib-dev libcli11-dev libspdlog-dev libfmt-dev libedit-dev
   libdnnl-dev ocl-icd-opencl-dev  # oneDNN's CMake configuration asks for OpenCL's headers
   libhwy-dev librandom123-dev
 )

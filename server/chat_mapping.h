@@ -7,7 +7,7 @@
 #include "absl/status/status.h"
 #include "engine/sampling_params.h"
 #include "osdn/v1/inference.pb.h"
-#include "server/generate_calls.h"
+#include "server/call_environment.h"
 
 namespace osdn {
 

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/snapshot.h"
+#include "server/generate_calls.h"
 #include "server/state_access.h"
 #include "server/status.h"
 

@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "osdn/v1/session.grpc.pb.h"
-#include "server/generate_calls.h"
+#include "server/call_environment.h"
 
 namespace osdn {
 
