@@ -201,7 +201,8 @@ void Engine::Start(const EngineOptions& options, std::string backend_reason) {
                        .interval = options.prefix_cache_interval},
       .ageing = options.ageing,
       .max_swapped = options.max_swapped,
-      .swap_after = options.swap_after};
+      .swap_after = options.swap_after,
+      .observer = options.observer};
   loop_ = std::make_unique<EngineLoop>(loop_options, MakeVocabularyView(config_, tokenizer_.get()),
                                        executor_.get());
 }

@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/constraint_compiler.h"
+#include "engine/engine_observer.h"
 #include "engine/engine_stats.h"
 #include "engine/generation.h"
 #include "engine/model_config.h"
@@ -37,6 +38,7 @@ struct EngineOptions {
                                         // multiple of kernels::kChunk
   int64_t max_swapped = 64;  // sequences of slow readers that may be parked while others wait
   std::chrono::milliseconds swap_after{200};  // of not reading, until a sequence may be parked
+  EngineObserver* observer = nullptr;         // outlives the engine
   std::chrono::milliseconds ageing = std::chrono::seconds(10);  // a priority class for every so
                                                                 // long in the queue
   bool verify_checksums = true;

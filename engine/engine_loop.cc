@@ -107,6 +107,7 @@ void EngineLoop::Lap(std::chrono::nanoseconds* phase) {
 }
 
 bool EngineLoop::Step() {
+  const StepTimes before = times_;
   const StepPlan plan = Plan();
   if (plan.empty()) return false;
   Lap(&times_.plan);
@@ -131,6 +132,7 @@ bool EngineLoop::Step() {
   Lap(&times_.results);
   ++times_.steps;
   mailbox_->SetStepTimes(times_);
+  ReportStep(before);
   return true;
 }
 
@@ -355,11 +357,38 @@ void EngineLoop::TakeRows(std::vector<std::pair<Sequence*, Ending>>* ended) {
   });
   // Taken by value: a fork's first token adds a row of its own.
   for (LogitRow& row : std::exchange(rows_, {})) {
-    std::optional<Ending> ending = row.sequence->TakeToken(Clock::now());
+    std::optional<Ending> ending = TakeToken(row.sequence);
     if (ending.has_value()) ending = LeaveState(row.sequence, *ending, row.logits);
     if (!row.forks.empty()) StartForks(*row.sequence, std::move(row.forks), row.logits);
     if (ending.has_value()) ended->emplace_back(row.sequence, *std::move(ending));
   }
+}
+
+std::optional<Ending> EngineLoop::TakeToken(Sequence* sequence) {
+  const Clock::time_point now = Clock::now();
+  const std::optional<Clock::time_point> before = sequence->last_token_time();
+  std::optional<Ending> ending = sequence->TakeToken(now);
+  if (options_.observer == nullptr) return ending;
+  if (sequence->last_token_time() == now) {
+    options_.observer->OnToken(!before.has_value(),
+                               now - before.value_or(sequence->submitted()));
+  } else if (ending.has_value() && absl::IsInternal(ending->status)) {
+    options_.observer->OnNonFinite();
+  }
+  return ending;
+}
+
+void EngineLoop::ReportStep(const StepTimes& before) {
+  if (options_.observer == nullptr) return;
+  StepReport report{.decode_rows = batch_.decode_rows,
+                    .prefill_rows =
+                        static_cast<int64_t>(batch_.tokens.size()) - batch_.decode_rows};
+  report.times.steps = 1;
+  report.times.plan = times_.plan - before.plan;
+  report.times.admit = times_.admit - before.admit;
+  report.times.forward = times_.forward - before.forward;
+  report.times.results = times_.results - before.results;
+  options_.observer->OnStep(report);
 }
 
 std::optional<Ending> EngineLoop::TakeLogits(Sequence* sequence, absl::Span<float> logits) {

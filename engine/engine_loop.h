@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "engine/admission.h"
+#include "engine/engine_observer.h"
 #include "engine/engine_stats.h"
 #include "engine/generation.h"
 #include "engine/mailbox.h"
@@ -51,6 +52,7 @@ class EngineLoop {
     int64_t max_swapped = 0;  // sequences of slow readers that may be without a slot
     // A reader that lags for so long gives up its slot if others wait.
     std::chrono::nanoseconds swap_after = std::chrono::milliseconds(200);
+    EngineObserver* observer = nullptr;  // outlives the loop
   };
 
   // `executor` outlives the loop.
@@ -121,6 +123,10 @@ class EngineLoop {
   void TakeRows(std::vector<std::pair<Sequence*, Ending>>* ended);
   // The same for one sequence.
   std::optional<Ending> TakeLogits(Sequence* sequence, absl::Span<float> logits);
+
+  // Sequence::TakeToken, and tells the observer.
+  std::optional<Ending> TakeToken(Sequence* sequence);
+  void ReportStep(const StepTimes& before);
 
   // Forks (engine_loop_forks.cc). A request's other choices begin when its prompt is read: with a
   // copy of the slot where one is spare, else they wait in swapped_, with one image of it between

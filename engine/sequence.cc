@@ -235,6 +235,7 @@ std::optional<Ending> Sequence::TakeToken(Clock::time_point now) {
     first_token_ = now;
     if (request_.echo) EmitPrompt();
   }
+  last_token_time_ = now;
   last_token_ = choice->token;
   at_end_token_ = chooser_.IsEndToken(choice->token);
   if (at_end_token_) return Ending{FinishReason::kStop, absl::OkStatus()};

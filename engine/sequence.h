@@ -114,6 +114,8 @@ class Sequence {
   // Takes what was chosen into the completion and emits what became showable. The ending if the
   // sequence is done.
   std::optional<Ending> TakeToken(Clock::time_point now);
+  // When the newest token was taken.
+  std::optional<Clock::time_point> last_token_time() const { return last_token_time_; }
   // Whether an end for this reason leaves a state, and the logits of every step are needed for it.
   bool wants_state() const { return request_.state.want_state; }
   bool leaves_state(FinishReason reason) const;
@@ -178,6 +180,7 @@ class Sequence {
   Clock::time_point submitted_;
   std::optional<Clock::time_point> admitted_;
   std::optional<Clock::time_point> first_token_;
+  std::optional<Clock::time_point> last_token_time_;
 };
 
 }  // namespace osdn

@@ -223,7 +223,9 @@ void StateStore::Sweep() {
   for (const StateRecord& record : expired) {
     absl::Status removed = storage_->Remove(record);
     if (removed.ok()) {
-      Forget(record.id);
+      if (!Forget(record.id)) continue;
+      std::lock_guard<std::mutex> lock(mutex_);
+      ++usage_.expired;
     } else if (failed++ == 0) {
       error = std::move(removed);
     }

@@ -22,11 +22,11 @@ namespace osdn {
 
 // What is known of a state without reading it.
 struct StateRecord {
-  std::string id;      // made by the store
-  std::string owner;   // who may see it
-  std::string label;   // the client's, for its own use
-  std::string parent;  // id of the state it was made from; may be gone; or empty
-  std::string model_id;
+  std::string id{};      // made by the store
+  std::string owner{};   // who may see it
+  std::string label{};   // the client's, for its own use
+  std::string parent{};  // id of the state it was made from; may be gone; or empty
+  std::string model_id{};
   int64_t position = 0;  // tokens in the state
   int64_t bytes = 0;     // of the blob
   absl::Time created = absl::UnixEpoch();
@@ -70,6 +70,7 @@ class StateStore {
   struct Usage {
     int64_t bytes = 0;
     int64_t states = 0;
+    int64_t expired = 0;  // states that were removed because their time was up, so far
   };
   using Clock = absl::Time (*)();
   // Gets a line for the log: storage that failed, files of the directory that are no states. Called

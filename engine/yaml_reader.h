@@ -1,4 +1,4 @@
-// Internal to engine/: strict reading of YAML maps. Every problem is collected under its full key
+// Strict reading of YAML maps, for sources only: every problem is collected under its full key
 // ("architecture.num_heads"), so that a file's errors are reported all at once. yaml-cpp stays out
 // of the public headers.
 #ifndef OSDN_ENGINE_YAML_READER_H_

@@ -45,8 +45,12 @@ absl::Status RenderMessages(const CallEnvironment& environment,
   v1::GenerateRequest generate;
   *generate.mutable_prompt()->mutable_messages()->mutable_messages() = request.messages();
   if (!request.state_id().empty()) {
+    if (environment.key != nullptr) {
+      absl::Status s = environment.key->Check(Scope::kState, "state_id");
+      if (!s.ok()) return s;
+    }
     generate.mutable_state()->set_state_id(request.state_id());
-    auto resume = environment.states->Load(generate.state());
+    auto resume = environment.states->Load(environment.owner(), generate.state());
     if (!resume.ok()) return resume.status();
     context.resume = *std::move(resume);
   }

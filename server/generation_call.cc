@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "server/chat_mapping.h"
+#include "server/log.h"
 #include "server/request_mapping.h"
 #include "server/score_mapping.h"
 #include "server/status.h"
@@ -22,8 +23,11 @@ uint64_t DrawSeed() {
 absl::StatusOr<GenerationRequest> ReadRequest(const CallEnvironment& environment,
                                               const v1::GenerateRequest& request,
                                               const CallKind& kind) {
+  if (environment.key != nullptr && request.has_state()) {
+    if (absl::Status s = environment.key->Check(Scope::kState, "state"); !s.ok()) return s;
+  }
   RequestContext context;
-  auto resume = environment.states->Load(request.state());
+  auto resume = environment.states->Load(environment.owner(), request.state());
   if (!resume.ok()) return resume.status();
   context.resume = *std::move(resume);
   context.prompt_only = kind.prompt_only;
@@ -110,7 +114,10 @@ void GenerationCall::Read() {
     StateAccess* states = environment_.states;
     absl::Status s =
         states->transit().Add(states->image_bytes() * request->choice_count(), &left_hold_);
-    if (!s.ok()) return FailWith(s);
+    if (!s.ok()) {
+      environment_.metrics->Rejected("state_bytes");
+      return FailWith(s);
+    }
   }
   params_ = ToResolvedParams(*request);
   role_ = request->state.open_role;
@@ -157,6 +164,7 @@ void GenerationCall::Submit(GenerationRequest request) {
       environment_.engine->Submit(std::move(request));
   if (!stream.ok()) {
     const bool full = absl::IsResourceExhausted(stream.status());
+    if (full) environment_.metrics->Rejected("queue_full");
     return FailWith(full ? WithRetryDelay(stream.status(), kRetryDelay) : stream.status());
   }
   // The call may end, and this object with it, before Start returns.
@@ -165,6 +173,7 @@ void GenerationCall::Submit(GenerationRequest request) {
 }
 
 bool GenerationCall::OnFinished(const GenerationFinished& finished) {
+  Account(finished);
   if (finished.reason == FinishReason::kError) return OnFailure(finished.status, finished.last);
   if (finished.reason == FinishReason::kCancelled || !failure_.ok()) {
     return OnFailure(absl::CancelledError("cancelled by the client"), finished.last);
@@ -198,7 +207,7 @@ bool GenerationCall::LeaveState(const GenerationFinished& finished) {
     if (!durable) options.clear_save_state_as();
     if (durable && !options.has_save_state_as()) options.set_save_state_as("");
   }
-  absl::StatusOr<StateAccess::Left> left = environment_.states->Leave(*finished.state, options);
+  absl::StatusOr<StateAccess::Left> left = environment_.states->Leave(environment_.owner(), *finished.state, options);
   if (!left.ok()) return OnFailure(left.status(), finished.last);
   if (!left->info.state_id().empty()) untold_states_.push_back(left->info.state_id());
   return EndWell(finished, *std::move(left));
@@ -215,9 +224,19 @@ bool GenerationCall::OnFailure(const absl::Status& status, bool last) {
   return true;
 }
 
-bool GenerationCall::EndWell(const GenerationFinished& finished, StateAccess::Left left) {
-  if (finished.choice == 0) prompt_tokens_ = finished.prompt_tokens;
+// However it ended.
+void GenerationCall::Account(const GenerationFinished& finished) {
+  if (finished.choice == 0) {
+    prompt_tokens_ = finished.prompt_tokens;
+    environment_.metrics->Queued(finished.timings.queue);
+  }
   completion_tokens_ += finished.completion_tokens;
+  if (environment_.key == nullptr) return;
+  environment_.key->ChargeTokens(finished.prompt_tokens - finished.cached_tokens +
+                                 finished.completion_tokens);
+}
+
+bool GenerationCall::EndWell(const GenerationFinished& finished, StateAccess::Left left) {
   if (finished.last) Log(absl::StatusCode::kOk);
   return OnChoice(finished, std::move(left));
 }
@@ -225,7 +244,9 @@ bool GenerationCall::EndWell(const GenerationFinished& finished, StateAccess::Le
 void GenerationCall::FailWith(const absl::Status& status) {
   if (untold_states_.empty()) return FailNow(status);
   environment_.storage->Post([this, status] {
-    for (const std::string& id : untold_states_) environment_.states->Forget(id);
+    for (const std::string& id : untold_states_) {
+      environment_.states->Forget(environment_.owner(), id);
+    }
     FailNow(status);
   });
 }
@@ -242,9 +263,14 @@ void GenerationCall::FailNow(const absl::Status& status) {
 void GenerationCall::Log(absl::StatusCode code) const {
   const std::chrono::duration<double, std::milli> elapsed =
       std::chrono::steady_clock::now() - start_;
-  environment_.logger->debug("{} {} prompt_tokens={} completion_tokens={} ms={:.1f}", kind_.method,
-                             absl::StatusCodeToString(code), prompt_tokens_, completion_tokens_,
-                             elapsed.count());
+  LogRequest(environment_.logger, {.method = kind_.method,
+                                   .code = absl::StatusCodeToString(code),
+                                   .milliseconds = elapsed.count(),
+                                   .prompt_tokens = prompt_tokens_,
+                                   .completion_tokens = completion_tokens_,
+                                   .key = environment_.owner(),
+                                   .request_id = environment_.request_id,
+                                   .traceparent = environment_.traceparent});
 }
 
 }  // namespace osdn

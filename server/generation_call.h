@@ -75,6 +75,7 @@ class GenerationCall : public GenerationSink {
   bool OnFinished(const GenerationFinished& finished);
   bool LeaveState(const GenerationFinished& finished);
   bool OnFailure(const absl::Status& status, bool last);
+  void Account(const GenerationFinished& finished);
   bool EndWell(const GenerationFinished& finished, StateAccess::Left left);
   void FailWith(const absl::Status& status);
   void FailNow(const absl::Status& status);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <random>
 #include <utility>
 #include <vector>
 
@@ -84,16 +85,21 @@ absl::Status DetokenizeIds(const Engine& engine, const v1::DetokenizeRequest& re
   return absl::OkStatus();
 }
 
-constexpr char kClientMetadata[] = "osdn-client-id";
-constexpr size_t kMaxClientBytes = 128;
+constexpr size_t kMaxMetadataBytes = 128;
 
-// Whom a call's tokens count for: who it says it is, else the machine it comes from. Until there
-// are API keys anybody can say anything; it decides about order only.
-std::string ClientOf(const grpc::CallbackServerContext& context) {
+// The value of a key, cut to what is reasonable; or "".
+absl::string_view Metadata(const grpc::CallbackServerContext& context, const char* key) {
   const auto& metadata = context.client_metadata();
-  if (const auto it = metadata.find(kClientMetadata); it != metadata.end()) {
-    return absl::StrCat(
-        "id:", absl::string_view(it->second.data(), std::min(it->second.size(), kMaxClientBytes)));
+  const auto it = metadata.find(key);
+  if (it == metadata.end()) return {};
+  return {it->second.data(), std::min(it->second.size(), kMaxMetadataBytes)};
+}
+
+// Whom a call's tokens count for without keys: who it says it is, else the machine it comes from.
+// Anybody can say anything; it decides about order only.
+std::string ClientOf(const grpc::CallbackServerContext& context) {
+  if (const absl::string_view id = Metadata(context, "osdn-client-id"); !id.empty()) {
+    return absl::StrCat("id:", id);
   }
   const std::string peer = context.peer();  // ipv4:HOST:PORT
   return peer.substr(0, peer.rfind(':'));
@@ -105,6 +111,17 @@ std::optional<std::chrono::steady_clock::time_point> DeadlineOf(
   const auto left = context.deadline() - std::chrono::system_clock::now();
   if (left > kFar) return std::nullopt;  // none was set
   return std::chrono::steady_clock::now() + left;
+}
+
+// Tells this call from others in logs; not secret.
+std::string MakeRequestId() {
+  std::random_device device;
+  return absl::StrCat(absl::Hex(device(), absl::kZeroPad8), absl::Hex(device(), absl::kZeroPad8));
+}
+
+absl::string_view RejectionReason(const absl::Status& status) {
+  if (absl::IsUnauthenticated(status)) return "unauthenticated";
+  return absl::IsPermissionDenied(status) ? "permission" : "rate";
 }
 
 void FillCapacity(const CallEnvironment& environment, const ServerOptions& options,
@@ -138,16 +155,17 @@ void FillCapacity(const CallEnvironment& environment, const ServerOptions& optio
 
 }  // namespace
 
-InferenceService::InferenceService(const ServerOptions& options,
+InferenceService::InferenceService(const ServerOptions& options, ApiKeys* keys, Metrics* metrics,
                                    std::shared_ptr<spdlog::logger> logger)
     : options_(options),
+      keys_(keys),
+      metrics_(metrics),
       logger_(std::move(logger)),
       workers_(kWorkerThreads),
       writers_(kWriterThreads),
       storage_(kStorageThreads) {}
 
-std::optional<CallEnvironment> InferenceService::Environment(
-    const grpc::CallbackServerContext* context) {
+std::optional<CallEnvironment> InferenceService::Environment() {
   CallEnvironment environment;
   environment.engine = engine_.load(std::memory_order_acquire);
   if (environment.engine == nullptr) return std::nullopt;
@@ -156,58 +174,91 @@ std::optional<CallEnvironment> InferenceService::Environment(
   environment.storage = &storage_;
   environment.states = states_;
   environment.logger = logger_.get();
+  environment.metrics = metrics_;
   environment.max_tokens_default = options_.max_tokens_default;
   environment.max_tokens_limit = options_.max_tokens_limit;
-  if (context != nullptr) {
-    environment.client = ClientOf(*context);
-    environment.deadline = DeadlineOf(*context);
+  return environment;
+}
+
+absl::StatusOr<CallEnvironment> InferenceService::Admit(const Caller& caller, Scope scope,
+                                                        absl::string_view what) {
+  std::shared_ptr<ApiKeys::Use> key;
+  if (keys_ != nullptr) {
+    absl::StatusOr<std::shared_ptr<ApiKeys::Use>> use = keys_->Admit(caller.token, scope, what);
+    if (!use.ok()) {
+      metrics_->Rejected(RejectionReason(use.status()));
+      return use.status();
+    }
+    key = *std::move(use);
   }
+  std::optional<CallEnvironment> environment = Environment();
+  if (!environment.has_value()) return LoadingError();
+  environment->client = key == nullptr ? std::string(caller.client) : "key:" + key->name();
+  environment->deadline = caller.deadline;
+  environment->key = std::move(key);
+  environment->request_id =
+      caller.request_id.empty() ? MakeRequestId() : std::string(caller.request_id);
+  environment->traceparent = std::string(caller.traceparent);
+  return *std::move(environment);
+}
+
+absl::StatusOr<CallEnvironment> InferenceService::Admit(grpc::CallbackServerContext* context,
+                                                        Scope scope, absl::string_view what) {
+  const std::string client = ClientOf(*context);
+  absl::StatusOr<CallEnvironment> environment =
+      Admit(Caller{.token = BearerToken(Metadata(*context, "authorization")),
+                   .client = client,
+                   .request_id = Metadata(*context, "x-request-id"),
+                   .traceparent = Metadata(*context, "traceparent"),
+                   .deadline = DeadlineOf(*context)},
+            scope, what);
+  if (environment.ok()) context->AddInitialMetadata("x-request-id", environment->request_id);
   return environment;
 }
 
 grpc::ServerUnaryReactor* InferenceService::Generate(grpc::CallbackServerContext* context,
                                                      const v1::GenerateRequest* request,
                                                      v1::GenerateResponse* response) {
-  const std::optional<CallEnvironment> environment = Environment(context);
-  if (!environment.has_value()) return FinishNow(context, LoadingError());
+  const auto environment = Admit(context, Scope::kGenerate, "Generate");
+  if (!environment.ok()) return FinishNow(context, environment.status());
   return StartGenerateCall(*environment, request, response);
 }
 
 grpc::ServerWriteReactor<v1::GenerateStreamResponse>* InferenceService::GenerateStream(
     grpc::CallbackServerContext* context, const v1::GenerateRequest* request) {
-  const std::optional<CallEnvironment> environment = Environment(context);
-  if (!environment.has_value()) return new FailedStream(ToGrpcStatus(LoadingError()));
+  const auto environment = Admit(context, Scope::kGenerate, "GenerateStream");
+  if (!environment.ok()) return new FailedStream(ToGrpcStatus(environment.status()));
   return StartGenerateStreamCall(*environment, request);
 }
 
 grpc::ServerUnaryReactor* InferenceService::Chat(grpc::CallbackServerContext* context,
                                                  const v1::ChatRequest* request,
                                                  v1::GenerateResponse* response) {
-  const std::optional<CallEnvironment> environment = Environment(context);
-  if (!environment.has_value()) return FinishNow(context, LoadingError());
+  const auto environment = Admit(context, Scope::kGenerate, "Chat");
+  if (!environment.ok()) return FinishNow(context, environment.status());
   return StartChatCall(*environment, request, response);
 }
 
 grpc::ServerWriteReactor<v1::GenerateStreamResponse>* InferenceService::ChatStream(
     grpc::CallbackServerContext* context, const v1::ChatRequest* request) {
-  const std::optional<CallEnvironment> environment = Environment(context);
-  if (!environment.has_value()) return new FailedStream(ToGrpcStatus(LoadingError()));
+  const auto environment = Admit(context, Scope::kGenerate, "ChatStream");
+  if (!environment.ok()) return new FailedStream(ToGrpcStatus(environment.status()));
   return StartChatStreamCall(*environment, request);
 }
 
 grpc::ServerUnaryReactor* InferenceService::Score(grpc::CallbackServerContext* context,
                                                   const v1::ScoreRequest* request,
                                                   v1::ScoreResponse* response) {
-  const std::optional<CallEnvironment> environment = Environment(context);
-  if (!environment.has_value()) return FinishNow(context, LoadingError());
+  const auto environment = Admit(context, Scope::kGenerate, "Score");
+  if (!environment.ok()) return FinishNow(context, environment.status());
   return StartScoreCall(*environment, request, response);
 }
 
 grpc::ServerUnaryReactor* InferenceService::RenderChat(grpc::CallbackServerContext* context,
                                                        const v1::RenderChatRequest* request,
                                                        v1::RenderChatResponse* response) {
-  const std::optional<CallEnvironment> environment = Environment();
-  if (!environment.has_value()) return FinishNow(context, LoadingError());
+  const auto environment = Admit(context, Scope::kGenerate, "RenderChat");
+  if (!environment.ok()) return FinishNow(context, environment.status());
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   // A state may have to be read from the disk.
   Executor& executor = request->state_id().empty() ? workers_ : storage_;
@@ -220,11 +271,11 @@ grpc::ServerUnaryReactor* InferenceService::RenderChat(grpc::CallbackServerConte
 grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
                                                      const v1::TokenizeRequest* request,
                                                      v1::TokenizeResponse* response) {
-  const std::optional<CallEnvironment> environment = Environment();
-  if (!environment.has_value()) return FinishNow(context, LoadingError());
+  const auto environment = Admit(context, Scope::kGenerate, "Tokenize");
+  if (!environment.ok()) return FinishNow(context, environment.status());
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  workers_.Post([reactor, engine = environment->engine, request, response] {
-    reactor->Finish(ToGrpcStatus(TokenizeText(*engine, *request, response)));
+  workers_.Post([reactor, environment = *environment, request, response] {
+    reactor->Finish(ToGrpcStatus(TokenizeText(*environment.engine, *request, response)));
   });
   return reactor;
 }
@@ -232,11 +283,11 @@ grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext
 grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerContext* context,
                                                        const v1::DetokenizeRequest* request,
                                                        v1::DetokenizeResponse* response) {
-  const std::optional<CallEnvironment> environment = Environment();
-  if (!environment.has_value()) return FinishNow(context, LoadingError());
+  const auto environment = Admit(context, Scope::kGenerate, "Detokenize");
+  if (!environment.ok()) return FinishNow(context, environment.status());
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  workers_.Post([reactor, engine = environment->engine, request, response] {
-    reactor->Finish(ToGrpcStatus(DetokenizeIds(*engine, *request, response)));
+  workers_.Post([reactor, environment = *environment, request, response] {
+    reactor->Finish(ToGrpcStatus(DetokenizeIds(*environment.engine, *request, response)));
   });
   return reactor;
 }
@@ -244,8 +295,8 @@ grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerConte
 grpc::ServerUnaryReactor* InferenceService::GetModel(grpc::CallbackServerContext* context,
                                                      const v1::GetModelRequest*,
                                                      v1::GetModelResponse* response) {
-  const std::optional<CallEnvironment> environment = Environment();
-  if (!environment.has_value()) return FinishNow(context, LoadingError());
+  const auto environment = Admit(context, Scope::kGenerate, "GetModel");
+  if (!environment.ok()) return FinishNow(context, environment.status());
   FillModelResponse(*environment->engine, options_, response);
   return FinishNow(context, absl::OkStatus());
 }
@@ -253,8 +304,8 @@ grpc::ServerUnaryReactor* InferenceService::GetModel(grpc::CallbackServerContext
 grpc::ServerUnaryReactor* InferenceService::GetCapacity(grpc::CallbackServerContext* context,
                                                         const v1::GetCapacityRequest*,
                                                         v1::GetCapacityResponse* response) {
-  const std::optional<CallEnvironment> environment = Environment();
-  if (!environment.has_value()) return FinishNow(context, LoadingError());
+  const auto environment = Admit(context, Scope::kGenerate, "GetCapacity");
+  if (!environment.ok()) return FinishNow(context, environment.status());
   FillCapacity(*environment, options_, response);
   return FinishNow(context, absl::OkStatus());
 }

@@ -21,7 +21,9 @@ namespace osdn {
 // grpc::Server it is registered with.
 class InferenceService final : public v1::InferenceService::CallbackService {
  public:
-  InferenceService(const ServerOptions& options, std::shared_ptr<spdlog::logger> logger);
+  // `keys` (null: everybody may call) and `metrics` outlive all calls.
+  InferenceService(const ServerOptions& options, ApiKeys* keys, Metrics* metrics,
+                   std::shared_ptr<spdlog::logger> logger);
 
   // Until then every call is UNAVAILABLE: the model is loading. `engine` outlives all calls.
   // So do `states`.
@@ -29,8 +31,13 @@ class InferenceService final : public v1::InferenceService::CallbackService {
     states_ = states;
     engine_.store(engine, std::memory_order_release);
   }
-  // What calls need; nullopt while loading. With `context`, that of one call.
-  std::optional<CallEnvironment> Environment(const grpc::CallbackServerContext* context = nullptr);
+  // What work needs that is nobody's call; nullopt while loading.
+  std::optional<CallEnvironment> Environment();
+  // What a call has that needs `scope`, for `what` (for messages); its key counts it as running as
+  // long as that lives. UNAVAILABLE while loading; ApiKeys::Admit's errors.
+  absl::StatusOr<CallEnvironment> Admit(const Caller& caller, Scope scope, absl::string_view what);
+  absl::StatusOr<CallEnvironment> Admit(grpc::CallbackServerContext* context, Scope scope,
+                                        absl::string_view what);
 
   grpc::ServerUnaryReactor* Generate(grpc::CallbackServerContext* context,
                                      const v1::GenerateRequest* request,
@@ -64,6 +71,8 @@ class InferenceService final : public v1::InferenceService::CallbackService {
 
  private:
   const ServerOptions options_;
+  ApiKeys* const keys_;
+  Metrics* const metrics_;
   const std::shared_ptr<spdlog::logger> logger_;
   std::atomic<Engine*> engine_{nullptr};
   Executor workers_;

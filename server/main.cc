@@ -1,5 +1,4 @@
 // osdn-server: options, then port, then model, then serve until a signal.
-#include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
 #include <atomic>
@@ -12,6 +11,7 @@
 
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
+#include "server/log.h"
 #include "server/options.h"
 #include "server/server.h"
 #include "server/signals.h"
@@ -23,16 +23,6 @@ namespace {
 constexpr absl::Duration kHealthInterval = absl::Seconds(1);
 
 enum ExitCode : int { kExitOk = 0, kExitFailure = 1, kExitUsage = 2, kExitSecondSignal = 130 };
-
-// To stderr: stdout belongs to --help, --version and --check-config.
-std::shared_ptr<spdlog::logger> MakeLogger(const std::string& level) {
-  auto logger = std::make_shared<spdlog::logger>(
-      "osdn-server", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
-  logger->set_pattern("%Y-%m-%dT%H:%M:%S.%e %^%l%$ %v");
-  logger->set_level(spdlog::level::from_str(level));
-  logger->flush_on(spdlog::level::debug);
-  return logger;
-}
 
 // The first signal asks for a drain, or ends a process that has nothing to drain yet; the second
 // ends it as it is.
@@ -72,7 +62,7 @@ int Fail(spdlog::logger* logger, const absl::Status& status) {
 
 int Serve(const CommandLine& command) {
   const ServerOptions& options = command.options.values;
-  const std::shared_ptr<spdlog::logger> logger = MakeLogger(options.log_level);
+  const std::shared_ptr<spdlog::logger> logger = MakeLogger(options.log_level, options.log_format);
   Shutdown shutdown(logger);
   // Before any other thread, so that all of them have the signals blocked.
   const absl::StatusOr<std::unique_ptr<SignalListener>> listener =
@@ -91,6 +81,7 @@ int Serve(const CommandLine& command) {
   while ((signal = shutdown.Wait(kHealthInterval)) == 0) {
     (*server)->CheckHealth();
     (*server)->SweepStates();
+    (*server)->ReloadKeys();
   }
   // Who presses Ctrl-C has no balancer to wait for.
   const bool wait = signal != SIGINT;

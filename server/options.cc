@@ -45,8 +45,7 @@ std::vector<OptionSpec> MakeTable() {
        "where to listen for gRPC; port 0 takes a free one, which the log names",
        TextOption{&O::grpc_address}},
       {"--insecure", "grpc.insecure", "BOOL",
-       "allow plaintext, without authentication, on an address other machines can reach",
-       BoolOption{&O::insecure}},
+       "allow plaintext on an address that other machines can reach", BoolOption{&O::insecure}},
       {"--max-message-bytes", "grpc.max_message_bytes", "BYTES",
        "largest request message; a larger one is RESOURCE_EXHAUSTED",
        IntOption{&O::max_message_bytes, 1024, 1 << 30}},
@@ -54,6 +53,17 @@ std::vector<OptionSpec> MakeTable() {
        "ping a silent client this often; one that does not answer within 20s is gone and its "
        "requests end",
        DurationOption{&O::keepalive_time, absl::Seconds(1), absl::Hours(24)}},
+      {"--tls-cert-file", "tls.cert_file", "FILE",
+       "certificate chain (PEM) of every port, read again when it changes; `none` is plaintext",
+       TextOption{&O::tls_cert_file}},
+      {"--tls-key-file", "tls.key_file", "FILE", "private key (PEM) of the certificate",
+       TextOption{&O::tls_key_file}},
+      {"--tls-client-ca-file", "tls.client_ca_file", "FILE",
+       "clients must show a certificate that one of these (PEM) signed; `none` asks for none",
+       TextOption{&O::tls_client_ca_file}},
+      {"--auth-keys-file", "auth.keys_file", "FILE",
+       "API keys (YAML), read again when it changes; `none` lets everybody call",
+       TextOption{&O::auth_keys_file}},
       {"--max-slots", "scheduler.max_slots", "N",
        "sequences that run at once; each holds one state, whose size the log names",
        IntOption{&O::max_slots, 1, 65536}},
@@ -118,6 +128,8 @@ std::vector<OptionSpec> MakeTable() {
        DurationOption{&O::drain_timeout, absl::ZeroDuration(), absl::Hours(24)}},
       {"--log-level", "log.level", "LEVEL", "debug adds a line a request, never its content",
        ChoiceOption{&O::log_level, {"debug", "info", "warning", "error"}}},
+      {"--log-format", "log.format", "FORMAT", "json is an object a line",
+       ChoiceOption{&O::log_format, {"text", "json"}}},
   };
 }
 
@@ -234,11 +246,18 @@ absl::Status CheckOptions(const ServerOptions& options) {
   const absl::StatusOr<Address> address = ParseAddress(options.grpc_address);
   if (!address.ok()) {
     problems.push_back(absl::StrCat("--grpc-address: ", address.status().message()));
-  } else if (!address->is_loopback() && !options.insecure) {
+  } else if (!address->is_loopback() && !options.insecure && !options.tls()) {
     problems.push_back(absl::StrCat(
         "--grpc-address: ", options.grpc_address,
-        " can be reached from other machines, and the connection is neither encrypted nor "
-        "authenticated: give --insecure if that is wanted, or listen on 127.0.0.1"));
+        " can be reached from other machines, and the connection is not encrypted: give "
+        "--tls-cert-file and --tls-key-file, or --insecure if plaintext is wanted, or listen on "
+        "127.0.0.1"));
+  }
+  if ((options.tls_cert_file == kNoFile) != (options.tls_key_file == kNoFile)) {
+    problems.push_back("--tls-cert-file and --tls-key-file: one without the other");
+  }
+  if (options.tls_client_ca_file != kNoFile && !options.tls()) {
+    problems.push_back("--tls-client-ca-file: wants --tls-cert-file and --tls-key-file too");
   }
   if (options.max_tokens_default > options.max_tokens_limit) {
     problems.push_back(absl::StrCat("--max-tokens-default: ", options.max_tokens_default,

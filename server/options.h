@@ -17,7 +17,7 @@
 namespace osdn {
 
 inline constexpr char kStatesInMemory[] = "memory";  // as state_dir
-inline constexpr char kNoStateKey[] = "none";        // as state_key_file
+inline constexpr char kNoFile[] = "none";            // of options that name a file
 
 // Values of all options; the initialisers are the defaults. Help and ranges are in OptionTable().
 struct ServerOptions {
@@ -28,6 +28,10 @@ struct ServerOptions {
   std::string cpu_isa = "auto";
   std::string grpc_address = "127.0.0.1:50051";
   bool insecure = false;
+  std::string tls_cert_file = kNoFile;
+  std::string tls_key_file = kNoFile;
+  std::string tls_client_ca_file = kNoFile;
+  std::string auth_keys_file = kNoFile;
   int64_t max_message_bytes = 4 << 20;
   absl::Duration keepalive_time = absl::Seconds(60);
   int64_t max_slots = 32;
@@ -44,12 +48,15 @@ struct ServerOptions {
   int64_t state_max_count = 10'000;
   int64_t state_max_transit_bytes = int64_t{1} << 30;
   absl::Duration state_ttl = absl::Hours(24);
-  std::string state_key_file = kNoStateKey;
+  std::string state_key_file = kNoFile;
   int64_t max_tokens_default = 256;
   int64_t max_tokens_limit = 32768;
   absl::Duration drain_propagation = absl::Seconds(5);
   absl::Duration drain_timeout = absl::Seconds(30);
   std::string log_level = "info";
+  std::string log_format = "text";
+
+  bool tls() const { return tls_cert_file != kNoFile; }
 };
 
 // What an option holds and which values it takes.

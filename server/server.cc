@@ -9,11 +9,14 @@
 #include <optional>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "server/call_metrics.h"
 #include "server/model_info.h"
+#include "server/tls.h"
 
 namespace osdn {
 namespace {
@@ -67,16 +70,30 @@ std::string MebiBytes(size_t bytes) {
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Listen(const ServerOptions& options,
                                                        std::shared_ptr<spdlog::logger> logger) {
-  std::unique_ptr<Server> server(new Server(options, std::move(logger)));
+  std::unique_ptr<ApiKeys> keys;
+  if (options.auth_keys_file != kNoFile) {
+    absl::StatusOr<std::unique_ptr<ApiKeys>> opened =
+        ApiKeys::Open(options.auth_keys_file, absl::Now);
+    if (!opened.ok()) return opened.status();
+    keys = *std::move(opened);
+  }
+  std::unique_ptr<Server> server(new Server(options, std::move(keys), std::move(logger)));
   if (absl::Status s = server->Start(); !s.ok()) return s;
   return server;
 }
 
-Server::Server(const ServerOptions& options, std::shared_ptr<spdlog::logger> logger)
+Server::Server(const ServerOptions& options, std::unique_ptr<ApiKeys> keys,
+               std::shared_ptr<spdlog::logger> logger)
     : options_(options),
       logger_(std::move(logger)),
-      service_(options_, logger_),
-      state_service_([this](const auto* context) { return service_.Environment(context); }) {}
+      keys_(std::move(keys)),
+      service_(options_, keys_.get(), &metrics_, logger_),
+      state_service_([this](grpc::CallbackServerContext* context, Scope scope,
+                            absl::string_view what) {
+        return service_.Admit(context, scope, what);
+      }) {
+  metrics_.SetSource([this] { return ReadMetrics(); });
+}
 
 Server::~Server() {
   if (engine_ != nullptr) engine_->Drain(std::chrono::milliseconds(0));
@@ -92,14 +109,27 @@ absl::Status Server::Start() {
   address_ = *std::move(address);
   if (absl::Status s = CheckCanBind(address_); !s.ok()) return s;
 
+  std::shared_ptr<grpc::ServerCredentials> credentials = grpc::InsecureServerCredentials();
+  if (options_.tls()) {
+    absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> tls = TlsCredentials(
+        {.cert = options_.tls_cert_file,
+         .key = options_.tls_key_file,
+         .client_ca = options_.tls_client_ca_file == kNoFile ? "" : options_.tls_client_ca_file});
+    if (!tls.ok()) return tls.status();
+    credentials = *std::move(tls);
+  }
+
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
   int port = 0;
-  builder.AddListeningPort(address_.ToString(), grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort(address_.ToString(), credentials, &port);
   builder.RegisterService(&service_);
   builder.RegisterService(&state_service_);
   SetTransport(options_, &builder);
+  std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
+  interceptors.push_back(CountCalls(&metrics_));
+  builder.experimental().SetInterceptorCreators(std::move(interceptors));
   grpc_server_ = builder.BuildAndStart();
   if (grpc_server_ == nullptr || port == 0) {
     return absl::FailedPreconditionError(
@@ -107,7 +137,10 @@ absl::Status Server::Start() {
   }
   address_.port = static_cast<uint16_t>(port);
   SetServing(false);
-  logger_->info("listening on {} (gRPC, plaintext)", address_.ToString());
+  const char* security = "plaintext";
+  if (options_.tls()) security = options_.tls_client_ca_file == kNoFile ? "TLS" : "mutual TLS";
+  logger_->info("listening on {} (gRPC, {}, {})", address_.ToString(), security,
+                keys_ == nullptr ? "no API keys" : absl::StrCat(keys_->size(), " API keys"));
   return absl::OkStatus();
 }
 
@@ -121,7 +154,9 @@ void Server::SetServing(bool serving) {
 absl::Status Server::Load() {
   logger_->info("loading {}", options_.model_dir);
   const absl::Time start = absl::Now();
-  absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Create(ToEngineOptions(options_));
+  EngineOptions engine_options = ToEngineOptions(options_);
+  engine_options.observer = &metrics_;
+  absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Create(engine_options);
   if (!engine.ok()) return engine.status();
   engine_ = *std::move(engine);
   LogModel();
@@ -135,7 +170,7 @@ absl::Status Server::Load() {
 
 absl::Status Server::OpenStates() {
   std::string key;
-  if (options_.state_key_file != kNoStateKey) {
+  if (options_.state_key_file != kNoFile) {
     absl::StatusOr<std::string> read = ReadStateKey(options_.state_key_file);
     if (!read.ok()) return read.status();
     key = *std::move(read);
@@ -162,6 +197,31 @@ absl::Status Server::OpenStates() {
   states_ = std::make_unique<StateAccess>(IdentityOf(engine_->config()), std::move(key),
                                           *std::move(store), options_.state_max_transit_bytes);
   return absl::OkStatus();
+}
+
+void Server::ReloadKeys() {
+  if (keys_ == nullptr) return;
+  const absl::StatusOr<bool> reloaded = keys_->ReloadIfChanged();
+  const std::string problem = reloaded.ok() ? "" : std::string(reloaded.status().message());
+  // A file that is gone would be told of at every look.
+  if (!problem.empty() && problem != keys_problem_) {
+    logger_->error("API keys stay as they were: {}", problem);
+  }
+  keys_problem_ = problem;
+  if (reloaded.ok() && *reloaded) logger_->info("API keys read again: {}", keys_->size());
+}
+
+std::optional<Metrics::Reading> Server::ReadMetrics() {
+  const std::optional<CallEnvironment> environment = service_.Environment();
+  if (!environment.has_value()) return std::nullopt;
+  const EngineInfo& info = environment->engine->info();
+  return Metrics::Reading{.engine = environment->engine->stats(),
+                          .slots = info.slots,
+                          .slot_bytes = static_cast<int64_t>(info.state_bytes_per_slot),
+                          .store = environment->states->store().usage(),
+                          .transit_bytes = environment->states->transit().used(),
+                          .model = environment->engine->config().name,
+                          .backend = info.backend};
 }
 
 void Server::SweepStates() {

@@ -6,6 +6,7 @@
 #include <spdlog/logger.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -13,7 +14,9 @@
 #include "absl/time/time.h"
 #include "engine/engine.h"
 #include "server/address.h"
+#include "server/api_keys.h"
 #include "server/inference_service.h"
+#include "server/metrics.h"
 #include "server/options.h"
 #include "server/state_access.h"
 #include "server/state_service.h"
@@ -43,6 +46,9 @@ class Server {
   bool CheckHealth();
   // Has expired states removed, in the background.
   void SweepStates();
+  // Reads the API keys again if their file changed. What is wrong with it is logged, and the keys
+  // stay as they were.
+  void ReloadKeys();
 
   // NOT_SERVING at once; for `propagation`, calls are taken as before; then new ones are
   // UNAVAILABLE and running ones may finish within `timeout`. What is left then ends with
@@ -53,9 +59,11 @@ class Server {
   const Address& address() const { return address_; }
 
  private:
-  Server(const ServerOptions& options, std::shared_ptr<spdlog::logger> logger);
+  Server(const ServerOptions& options, std::unique_ptr<ApiKeys> keys,
+         std::shared_ptr<spdlog::logger> logger);
 
   absl::Status Start();
+  std::optional<Metrics::Reading> ReadMetrics();
   void SetServing(bool serving);
   void LogModel() const;
   absl::Status OpenStates();
@@ -64,7 +72,10 @@ class Server {
   const std::shared_ptr<spdlog::logger> logger_;
   Address address_;
   bool healthy_ = true;
-  // Destroyed in reverse: the RPC server waits for its calls, which need service and engine.
+  std::string keys_problem_;  // that was logged last
+  // Destroyed in reverse: the RPC server waits for its calls, which need all before it.
+  const std::unique_ptr<ApiKeys> keys_;
+  Metrics metrics_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<StateAccess> states_;
   InferenceService service_;

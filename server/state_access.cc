@@ -11,13 +11,6 @@
 #include "server/status.h"
 
 namespace osdn {
-namespace {
-
-// Until there are API keys everybody is one client.
-constexpr char kOwner[] = "";
-
-}  // namespace
-
 v1::StateInfo ToStateInfo(const StateRecord& record) {
   v1::StateInfo info;
   info.set_state_id(record.id);
@@ -81,12 +74,8 @@ size_t StateAccess::max_blob_bytes() const {
   return static_cast<size_t>(image_bytes()) + kDescription;
 }
 
-absl::StatusOr<std::string> StateAccess::ReadBlob(const std::string& id) {
-  return store_->Read(kOwner, id);
-}
-
 absl::StatusOr<std::shared_ptr<const SequenceSnapshot>> StateAccess::Load(
-    const v1::StateOptions& options) {
+    const std::string& owner, const v1::StateOptions& options) {
   std::string stored;
   absl::string_view blob;
   // Before the state is read or copied: the blob is little more than what it will be.
@@ -95,10 +84,10 @@ absl::StatusOr<std::shared_ptr<const SequenceSnapshot>> StateAccess::Load(
   // somebody else may write to the store's directory, and then it is there.
   switch (options.from_case()) {
     case v1::StateOptions::kStateId: {
-      const absl::StatusOr<StateRecord> record = store_->Find(kOwner, options.state_id());
+      const absl::StatusOr<StateRecord> record = store_->Find(owner, options.state_id());
       if (!record.ok()) return record.status();
       if (absl::Status s = transit_.Add(record->bytes, &hold); !s.ok()) return s;
-      absl::StatusOr<std::string> read = ReadBlob(options.state_id());
+      absl::StatusOr<std::string> read = store_->Read(owner, options.state_id());
       if (!read.ok()) return read.status();
       stored = *std::move(read);
       blob = stored;
@@ -122,59 +111,61 @@ absl::StatusOr<std::shared_ptr<const SequenceSnapshot>> StateAccess::Load(
   return std::shared_ptr<const SequenceSnapshot>(held, &held->snapshot);
 }
 
-absl::StatusOr<v1::StateInfo> StateAccess::Keep(absl::string_view blob, int64_t position,
-                                                const std::string& label, const std::string& parent,
+absl::StatusOr<v1::StateInfo> StateAccess::Keep(absl::string_view blob, StateRecord record,
                                                 absl::Duration ttl) {
-  StateRecord record;
-  record.owner = kOwner;
-  record.label = label;
-  record.parent = parent;
   record.model_id = identity_.model_id;
-  record.position = position;
   absl::StatusOr<StateRecord> kept = store_->Put(std::move(record), ttl, blob);
   if (!kept.ok()) return kept.status();
   return ToStateInfo(*kept);
 }
 
-absl::StatusOr<StateAccess::Left> StateAccess::Leave(const SequenceSnapshot& snapshot,
+absl::StatusOr<StateAccess::Left> StateAccess::Leave(const std::string& owner,
+                                                     const SequenceSnapshot& snapshot,
                                                      const v1::StateOptions& options) {
   Left left;
   std::string blob = EncodeSnapshot(snapshot, identity_, key_);
   if (options.has_save_state_as()) {
     absl::StatusOr<v1::StateInfo> info =
-        Keep(blob, snapshot.image->position, options.save_state_as(), options.state_id(),
+        Keep(blob,
+             {.owner = owner,
+              .label = options.save_state_as(),
+              .parent = options.state_id(),
+              .position = snapshot.image->position},
              ToTtl(options.ttl_seconds()));
     if (!info.ok()) return info.status();
     left.info = *std::move(info);
     if (options.replace() && options.has_state_id()) {
       // It may be gone already: what was asked for holds either way.
-      store_->Delete(kOwner, options.state_id()).IgnoreError();
+      store_->Delete(owner, options.state_id()).IgnoreError();
     }
   }
   if (options.return_state()) left.blob = std::move(blob);
   return left;
 }
 
-void StateAccess::Forget(const std::string& id) { store_->Delete(kOwner, id).IgnoreError(); }
-
-absl::StatusOr<v1::StateInfo> StateAccess::Import(absl::string_view blob, const std::string& label,
-                                                  absl::Duration ttl) {
-  const absl::StatusOr<SequenceSnapshot> snapshot = DecodeSnapshot(blob, identity_, key_);
-  if (!snapshot.ok()) return snapshot.status();
-  return Keep(blob, snapshot->image->position, label, "", ttl);
+void StateAccess::Forget(const std::string& owner, const std::string& id) {
+  store_->Delete(owner, id).IgnoreError();
 }
 
-absl::StatusOr<v1::StateInfo> StateAccess::Fork(const std::string& id, const std::string& label,
-                                                absl::Duration ttl) {
-  const absl::StatusOr<StateRecord> record = store_->Find(kOwner, id);
+absl::StatusOr<v1::StateInfo> StateAccess::Import(const std::string& owner, absl::string_view blob,
+                                                  const std::string& label, absl::Duration ttl) {
+  const absl::StatusOr<SequenceSnapshot> snapshot = DecodeSnapshot(blob, identity_, key_);
+  if (!snapshot.ok()) return snapshot.status();
+  return Keep(blob, {.owner = owner, .label = label, .position = snapshot->image->position}, ttl);
+}
+
+absl::StatusOr<v1::StateInfo> StateAccess::Fork(const std::string& owner, const std::string& id,
+                                                const std::string& label, absl::Duration ttl) {
+  const absl::StatusOr<StateRecord> record = store_->Find(owner, id);
   if (!record.ok()) return record.status();
-  const absl::StatusOr<std::string> blob = ReadBlob(id);
+  const absl::StatusOr<std::string> blob = store_->Read(owner, id);
   if (!blob.ok()) return blob.status();
   // Another model's, kept before this one was served, is refused here as it is in Generate.
   if (auto snapshot = DecodeSnapshot(*blob, identity_, key_); !snapshot.ok()) {
     return snapshot.status();
   }
-  return Keep(*blob, record->position, label, id, ttl);
+  return Keep(*blob,
+              {.owner = owner, .label = label, .parent = id, .position = record->position}, ttl);
 }
 
 }  // namespace osdn

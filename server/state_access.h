@@ -30,25 +30,29 @@ class StateAccess {
   // Unsigned and gone with the process.
   static std::unique_ptr<StateAccess> InMemory(StateIdentity identity);
 
+  // `owner` is whose states are meant: the caller's, as CallEnvironment has it.
+
   // What `options.from` names or carries; null when it does neither. Holds its bytes of transit()
   // as long as it lives. NOT_FOUND, RESOURCE_EXHAUSTED, and DecodeSnapshot's errors.
-  absl::StatusOr<std::shared_ptr<const SequenceSnapshot>> Load(const v1::StateOptions& options);
+  absl::StatusOr<std::shared_ptr<const SequenceSnapshot>> Load(const std::string& owner,
+                                                               const v1::StateOptions& options);
 
   struct Left {
     v1::StateInfo info;  // with save_state_as
     std::string blob;    // with return_state
   };
   // Keeps and returns `snapshot` as `options` ask.
-  absl::StatusOr<Left> Leave(const SequenceSnapshot& snapshot, const v1::StateOptions& options);
+  absl::StatusOr<Left> Leave(const std::string& owner, const SequenceSnapshot& snapshot,
+                             const v1::StateOptions& options);
 
   // Takes back what Leave kept.
-  void Forget(const std::string& id);
+  void Forget(const std::string& owner, const std::string& id);
 
   // Checks a blob that came from outside and keeps it.
-  absl::StatusOr<v1::StateInfo> Import(absl::string_view blob, const std::string& label,
-                                       absl::Duration ttl);
-  absl::StatusOr<v1::StateInfo> Fork(const std::string& id, const std::string& label,
-                                     absl::Duration ttl);
+  absl::StatusOr<v1::StateInfo> Import(const std::string& owner, absl::string_view blob,
+                                       const std::string& label, absl::Duration ttl);
+  absl::StatusOr<v1::StateInfo> Fork(const std::string& owner, const std::string& id,
+                                     const std::string& label, absl::Duration ttl);
   // Of a state in memory, its logits with it.
   int64_t image_bytes() const;
   // The longest blob that can be one of this model's.
@@ -59,9 +63,8 @@ class StateAccess {
   ByteBudget& transit() { return transit_; }
 
  private:
-  absl::StatusOr<std::string> ReadBlob(const std::string& id);
-  absl::StatusOr<v1::StateInfo> Keep(absl::string_view blob, int64_t position,
-                                     const std::string& label, const std::string& parent,
+  // `record` has owner, label, parent and position.
+  absl::StatusOr<v1::StateInfo> Keep(absl::string_view blob, StateRecord record,
                                      absl::Duration ttl);
 
   const StateIdentity identity_;

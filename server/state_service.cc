@@ -13,29 +13,27 @@
 namespace osdn {
 namespace {
 
-constexpr char kOwner[] = "";  // as in state_access.cc
+constexpr char kWhat[] = "StateService";
 constexpr size_t kExportPiece = size_t{1} << 20;
 constexpr uint32_t kDefaultPage = 100;
 constexpr uint32_t kMaxPage = 1000;
 
-absl::Status LoadingError() {
-  return absl::UnavailableError("the model is loading: try again shortly, or watch health");
-}
-
 class ExportCall final : public grpc::ServerWriteReactor<v1::ExportStateResponse> {
  public:
-  ExportCall(const std::optional<CallEnvironment>& environment, std::string id) {
-    if (!environment.has_value()) {
-      Finish(ToGrpcStatus(LoadingError()));
+  ExportCall(const absl::StatusOr<CallEnvironment>& environment, std::string id) {
+    if (!environment.ok()) {
+      Finish(ToGrpcStatus(environment.status()));
       return;
     }
-    environment->storage->Post([this, states = environment->states, id = std::move(id)] {
-      const absl::StatusOr<StateRecord> record = states->store().Find(kOwner, id);
+    environment->storage->Post([this, environment = *environment, id = std::move(id)] {
+      StateAccess* states = environment.states;
+      const std::string owner = environment.owner();
+      const absl::StatusOr<StateRecord> record = states->store().Find(owner, id);
       if (!record.ok()) return Finish(ToGrpcStatus(record.status()));
       if (absl::Status s = states->transit().Add(record->bytes, &hold_); !s.ok()) {
         return Finish(ToGrpcStatus(s));
       }
-      absl::StatusOr<std::string> blob = states->store().Read(kOwner, id);
+      absl::StatusOr<std::string> blob = states->store().Read(owner, id);
       if (!blob.ok()) return Finish(ToGrpcStatus(blob.status()));
       // A file that lost bits says so here, not where it is imported.
       if (auto info = InspectSnapshot(*blob); !info.ok()) {
@@ -67,12 +65,12 @@ class ExportCall final : public grpc::ServerWriteReactor<v1::ExportStateResponse
 
 class ImportCall final : public grpc::ServerReadReactor<v1::ImportStateRequest> {
  public:
-  ImportCall(const std::optional<CallEnvironment>& environment, v1::ImportStateResponse* response)
-      : environment_(environment), response_(response) {
-    if (environment_.has_value()) {
+  ImportCall(absl::StatusOr<CallEnvironment> environment, v1::ImportStateResponse* response)
+      : environment_(std::move(environment)), response_(response) {
+    if (environment_.ok()) {
       StartRead(&piece_);
     } else {
-      Finish(ToGrpcStatus(LoadingError()));
+      Finish(ToGrpcStatus(environment_.status()));
     }
   }
   void OnReadDone(bool ok) override {
@@ -101,7 +99,8 @@ class ImportCall final : public grpc::ServerReadReactor<v1::ImportStateRequest> 
   void Keep() {
     environment_->storage->Post([this] {
       if (absl::Status s = CheckLabel("label", label_); !s.ok()) return Finish(ToGrpcStatus(s));
-      absl::StatusOr<v1::StateInfo> info = environment_->states->Import(blob_, label_, ttl_);
+      absl::StatusOr<v1::StateInfo> info = 
+          environment_->states->Import(environment_->owner(), blob_, label_, ttl_);
       blob_.clear();
       hold_ = {};  // by the time that the client knows
       if (!info.ok()) return Finish(ToGrpcStatus(info.status()));
@@ -110,7 +109,7 @@ class ImportCall final : public grpc::ServerReadReactor<v1::ImportStateRequest> 
     });
   }
 
-  const std::optional<CallEnvironment> environment_;
+  const absl::StatusOr<CallEnvironment> environment_;
   v1::ImportStateResponse* const response_;
   v1::ImportStateRequest piece_;
   bool first_ = true;
@@ -122,16 +121,15 @@ class ImportCall final : public grpc::ServerReadReactor<v1::ImportStateRequest> 
 
 }  // namespace
 
-grpc::ServerUnaryReactor* StateService::Run(grpc::CallbackServerContext* context,
-                                            std::function<absl::Status(StateAccess*)> work) {
+grpc::ServerUnaryReactor* StateService::Run(grpc::CallbackServerContext* context, Work work) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  const std::optional<CallEnvironment> environment = environment_(context);
-  if (!environment.has_value()) {
-    reactor->Finish(ToGrpcStatus(LoadingError()));
+  const absl::StatusOr<CallEnvironment> environment = admit_(context, Scope::kState, kWhat);
+  if (!environment.ok()) {
+    reactor->Finish(ToGrpcStatus(environment.status()));
     return reactor;
   }
-  environment->storage->Post([reactor, states = environment->states, work = std::move(work)] {
-    reactor->Finish(ToGrpcStatus(work(states)));
+  environment->storage->Post([reactor, environment = *environment, work = std::move(work)] {
+    reactor->Finish(ToGrpcStatus(work(environment)));
   });
   return reactor;
 }
@@ -139,20 +137,21 @@ grpc::ServerUnaryReactor* StateService::Run(grpc::CallbackServerContext* context
 grpc::ServerUnaryReactor* StateService::SaveState(grpc::CallbackServerContext* context,
                                                   const v1::SaveStateRequest* request,
                                                   v1::SaveStateResponse* response) {
-  const std::optional<CallEnvironment> environment = environment_(context);
-  if (environment.has_value()) return StartSaveStateCall(*environment, request, response);
+  const absl::StatusOr<CallEnvironment> environment = admit_(context, Scope::kState, kWhat);
+  if (environment.ok()) return StartSaveStateCall(*environment, request, response);
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  reactor->Finish(ToGrpcStatus(LoadingError()));
+  reactor->Finish(ToGrpcStatus(environment.status()));
   return reactor;
 }
 
 grpc::ServerUnaryReactor* StateService::ForkState(grpc::CallbackServerContext* context,
                                                   const v1::ForkStateRequest* request,
                                                   v1::ForkStateResponse* response) {
-  return Run(context, [request, response](StateAccess* states) {
+  return Run(context, [request, response](const CallEnvironment& environment) {
     if (absl::Status s = CheckLabel("label", request->label()); !s.ok()) return s;
     absl::StatusOr<v1::StateInfo> info =
-        states->Fork(request->state_id(), request->label(), ToTtl(request->ttl_seconds()));
+        environment.states->Fork(environment.owner(), request->state_id(), request->label(),
+                                 ToTtl(request->ttl_seconds()));
     if (!info.ok()) return info.status();
     *response->mutable_state() = *std::move(info);
     return absl::OkStatus();
@@ -162,7 +161,7 @@ grpc::ServerUnaryReactor* StateService::ForkState(grpc::CallbackServerContext* c
 grpc::ServerUnaryReactor* StateService::ListStates(grpc::CallbackServerContext* context,
                                                    const v1::ListStatesRequest* request,
                                                    v1::ListStatesResponse* response) {
-  return Run(context, [request, response](StateAccess* states) {
+  return Run(context, [request, response](const CallEnvironment& environment) {
     if (request->page_size() > kMaxPage) {
       const FieldViolation violation{
           "page_size", absl::StrCat(request->page_size(), " is outside [0, ", kMaxPage, "]")};
@@ -170,7 +169,7 @@ grpc::ServerUnaryReactor* StateService::ListStates(grpc::CallbackServerContext* 
     }
     const size_t size = request->page_size() == 0 ? kDefaultPage : request->page_size();
     std::vector<StateRecord> records =
-        states->store().List(kOwner, request->page_token(), size + 1);
+        environment.states->store().List(environment.owner(), request->page_token(), size + 1);
     const bool more = records.size() > size;
     if (more) records.pop_back();
     for (const StateRecord& record : records) *response->add_states() = ToStateInfo(record);
@@ -182,8 +181,9 @@ grpc::ServerUnaryReactor* StateService::ListStates(grpc::CallbackServerContext* 
 grpc::ServerUnaryReactor* StateService::GetState(grpc::CallbackServerContext* context,
                                                  const v1::GetStateRequest* request,
                                                  v1::GetStateResponse* response) {
-  return Run(context, [request, response](StateAccess* states) {
-    const absl::StatusOr<StateRecord> record = states->store().Find(kOwner, request->state_id());
+  return Run(context, [request, response](const CallEnvironment& environment) {
+    const absl::StatusOr<StateRecord> record =
+        environment.states->store().Find(environment.owner(), request->state_id());
     if (record.ok()) *response->mutable_state() = ToStateInfo(*record);
     return record.status();
   });
@@ -192,19 +192,19 @@ grpc::ServerUnaryReactor* StateService::GetState(grpc::CallbackServerContext* co
 grpc::ServerUnaryReactor* StateService::DeleteState(grpc::CallbackServerContext* context,
                                                     const v1::DeleteStateRequest* request,
                                                     v1::DeleteStateResponse*) {
-  return Run(context, [request](StateAccess* states) {
-    return states->store().Delete(kOwner, request->state_id());
+  return Run(context, [request](const CallEnvironment& environment) {
+    return environment.states->store().Delete(environment.owner(), request->state_id());
   });
 }
 
 grpc::ServerWriteReactor<v1::ExportStateResponse>* StateService::ExportState(
     grpc::CallbackServerContext* context, const v1::ExportStateRequest* request) {
-  return new ExportCall(environment_(context), request->state_id());
+  return new ExportCall(admit_(context, Scope::kState, kWhat), request->state_id());
 }
 
 grpc::ServerReadReactor<v1::ImportStateRequest>* StateService::ImportState(
     grpc::CallbackServerContext* context, v1::ImportStateResponse* response) {
-  return new ImportCall(environment_(context), response);
+  return new ImportCall(admit_(context, Scope::kState, kWhat), response);
 }
 
 }  // namespace osdn

@@ -14,10 +14,10 @@ namespace osdn {
 // it is registered with.
 class StateService final : public v1::StateService::CallbackService {
  public:
-  // `environment` gives nullopt while the model loads.
-  using Environment =
-      std::function<std::optional<CallEnvironment>(const grpc::CallbackServerContext*)>;
-  explicit StateService(Environment environment) : environment_(std::move(environment)) {}
+  // What a call that needs this scope has, or why it is not served.
+  using Admit = std::function<absl::StatusOr<CallEnvironment>(
+      grpc::CallbackServerContext* context, Scope scope, absl::string_view what)>;
+  explicit StateService(Admit admit) : admit_(std::move(admit)) {}
 
   grpc::ServerUnaryReactor* SaveState(grpc::CallbackServerContext* context,
                                       const v1::SaveStateRequest* request,
@@ -40,11 +40,12 @@ class StateService final : public v1::StateService::CallbackService {
       grpc::CallbackServerContext* context, v1::ImportStateResponse* response) override;
 
  private:
+  using Work = std::function<absl::Status(const CallEnvironment& environment)>;
   // Runs `work` on a storage thread and ends the call with what it says.
   grpc::ServerUnaryReactor* Run(grpc::CallbackServerContext* context,
-                                std::function<absl::Status(StateAccess*)> work);
+                                Work work);
 
-  const Environment environment_;
+  const Admit admit_;
 };
 
 }  // namespace osdn

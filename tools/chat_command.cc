@@ -17,6 +17,7 @@
 #include "tools/command.h"
 #include "tools/generation_flags.h"
 #include "tools/inference_client.h"
+#include "tools/server_flags.h"
 #include "tools/interrupt.h"
 #include "tools/line_reader.h"
 
@@ -31,7 +32,7 @@ constexpr char kHelp[] =
     "  Ctrl-C         stop the answer\n";
 
 struct ChatFlags {
-  std::string address;
+  ServerFlags server;
   std::string system;
   GenerationFlags generation;
 };
@@ -94,7 +95,9 @@ class ChatLoop {
 
 absl::Status RunChat(const ChatFlags& flags) {
   const SignalBlock block({SIGINT});
-  const InferenceClient client(flags.address);
+  absl::StatusOr<std::shared_ptr<grpc::Channel>> channel = OpenChannel(flags.server);
+  if (!channel.ok()) return channel.status();
+  const InferenceClient client(*std::move(channel), flags.server.address);
   ChatSession session(&client, flags.generation);
   LineReader reader;
   const bool interactive = reader.interactive();
@@ -107,7 +110,7 @@ absl::Status RunChat(const ChatFlags& flags) {
   if (!model.ok()) return model.status();
   if (absl::Status status = session.SetSystem(flags.system); !status.ok()) return status;
   if (interactive) {
-    std::cout << "Chatting with " << model->name() << " at " << flags.address
+    std::cout << "Chatting with " << model->name() << " at " << flags.server.address
               << "; /help for commands.\n";
   }
   return ChatLoop(&session, &reader).Run();
@@ -118,7 +121,7 @@ absl::Status RunChat(const ChatFlags& flags) {
 void AddChatCommand(CLI::App& app, Action* action) {
   CLI::App* command = app.add_subcommand("chat", "Talk with a served model");
   auto flags = std::make_shared<ChatFlags>();
-  command->add_option("--address", flags->address, "Server, HOST:PORT")->required();
+  AddServerFlags(command, &flags->server)->required();
   command->add_option("--system", flags->system, "System message");
   AddGenerationFlags(command, &flags->generation);
   command->callback([flags, action] { *action = [flags] { return RunChat(*flags); }; });

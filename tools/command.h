@@ -28,6 +28,7 @@ void AddChatCommand(CLI::App& app, Action* action);
 void AddStateCommand(CLI::App& app, Action* action);
 void AddCompilePromptCommand(CLI::App& app, Action* action);
 void AddHealthCommand(CLI::App& app, Action* action);
+void AddKeyCommand(CLI::App& app, Action* action);
 
 }  // namespace osdn::tools
 

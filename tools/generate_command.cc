@@ -18,6 +18,7 @@
 #include "tools/file_util.h"
 #include "tools/generation_flags.h"
 #include "tools/inference_client.h"
+#include "tools/server_flags.h"
 #include "tools/interrupt.h"
 #include "tools/local_server.h"
 #include "tools/score.h"
@@ -26,7 +27,7 @@ namespace osdn::tools {
 namespace {
 
 struct GenerateFlags {
-  std::string address;
+  ServerFlags server;
   EngineOptions engine;
   std::optional<std::string> prompt;
   std::string prompt_file;
@@ -176,13 +177,15 @@ absl::Status RunGenerate(const GenerateFlags& flags) {
 
   std::unique_ptr<LocalServer> local;
   std::optional<InferenceClient> client;
-  if (flags.address.empty()) {
+  if (flags.server.address.empty()) {
     absl::StatusOr<std::unique_ptr<LocalServer>> started = LocalServer::Start(flags.engine);
     if (!started.ok()) return started.status();
     local = *std::move(started);
     client.emplace(local->channel(), flags.engine.model_dir);
   } else {
-    client.emplace(flags.address);
+    absl::StatusOr<std::shared_ptr<grpc::Channel>> channel = OpenChannel(flags.server);
+    if (!channel.ok()) return channel.status();
+    client.emplace(*std::move(channel), flags.server.address);
   }
 
   absl::StatusOr<v1::GetModelResponse> model = client->GetModel();
@@ -211,7 +214,7 @@ void AddGenerateCommand(CLI::App& app, Action* action) {
       "generate", "Continue a prompt, on a running server or, with --model, in this process");
   auto flags = std::make_shared<GenerateFlags>();
   CLI::Option_group* where = command->add_option_group("Where");
-  where->add_option("--address", flags->address, "Server, HOST:PORT");
+  AddServerFlags(command, &flags->server, where);
   where->add_option("--model", flags->engine.model_dir, "Model directory, run in this process");
   where->require_option(1);
   CLI::Option_group* prompt = command->add_option_group("Prompt", "Default: standard input");

@@ -6,17 +6,20 @@
 
 #include "tools/command.h"
 #include "tools/inference_client.h"
+#include "tools/server_flags.h"
 
 namespace osdn::tools {
 namespace {
 
 struct HealthFlags {
-  std::string address;
+  ServerFlags server;
   std::string service;
 };
 
 absl::Status RunHealth(const HealthFlags& flags) {
-  const InferenceClient client(flags.address);
+  absl::StatusOr<std::shared_ptr<grpc::Channel>> channel = OpenChannel(flags.server);
+  if (!channel.ok()) return channel.status();
+  const InferenceClient client(*std::move(channel), flags.server.address);
   if (absl::Status status = client.CheckHealth(flags.service); !status.ok()) return status;
   std::cout << "SERVING\n";
   return absl::OkStatus();
@@ -28,7 +31,7 @@ void AddHealthCommand(CLI::App& app, Action* action) {
   CLI::App* command =
       app.add_subcommand("health", "Ask a server for its health: exit code 0 when it serves");
   auto flags = std::make_shared<HealthFlags>();
-  command->add_option("--address", flags->address, "Server, HOST:PORT")->required();
+  AddServerFlags(command, &flags->server)->required();
   command->add_option("--service", flags->service,
                       "A service, e.g. osdn.v1.InferenceService (default: the whole server)");
   command->callback([flags, action] { *action = [flags] { return RunHealth(*flags); }; });

@@ -1,8 +1,5 @@
 #include "tools/inference_client.h"
 
-#include <grpcpp/create_channel.h>
-#include <grpcpp/security/credentials.h>
-#include <grpcpp/support/channel_arguments.h>
 #include <grpcpp/support/sync_stream.h>
 
 #include <chrono>
@@ -20,13 +17,6 @@ namespace {
 // Of calls that the server answers at once.
 constexpr std::chrono::seconds kShortCallTimeout(10);
 
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
-  grpc::ChannelArguments arguments;
-  // A proxy of the environment is for the web; it would also catch calls to this machine.
-  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
-}
-
 // "\n  field: description" for every violation in the status details.
 std::string FieldViolations(const grpc::Status& status) {
   google::rpc::Status details;
@@ -43,9 +33,6 @@ std::string FieldViolations(const grpc::Status& status) {
 }
 
 }  // namespace
-
-InferenceClient::InferenceClient(const std::string& address)
-    : InferenceClient(MakeChannel(address), address) {}
 
 InferenceClient::InferenceClient(std::shared_ptr<grpc::Channel> channel, std::string name)
     : name_(std::move(name)),

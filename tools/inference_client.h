@@ -22,9 +22,7 @@ class InferenceClient {
   using DeltaCallback = std::function<void(const v1::Delta&)>;
   using FinishedCallback = std::function<void(const v1::Finished&)>;
 
-  // Plaintext; HOST:PORT or unix:PATH. Does not connect yet: the first call does.
-  explicit InferenceClient(const std::string& address);
-  // Over a channel that exists; `name` stands for the address in messages.
+  // `name` stands for the address in messages.
   InferenceClient(std::shared_ptr<grpc::Channel> channel, std::string name);
 
   absl::StatusOr<v1::GetModelResponse> GetModel() const;

@@ -40,8 +40,11 @@ absl::StatusOr<std::unique_ptr<LocalServer>> LocalServer::Start(const EngineOpti
 LocalServer::LocalServer(std::unique_ptr<Engine> engine)
     : engine_(std::move(engine)),
       states_(StateAccess::InMemory(IdentityOf(engine_->config()))),
-      service_(Unlimited(), SilentLogger()),
-      state_service_([this](const auto* context) { return service_.Environment(context); }) {
+      service_(Unlimited(), /*keys=*/nullptr, &metrics_, SilentLogger()),
+      state_service_(
+          [this](grpc::CallbackServerContext* context, Scope scope, absl::string_view what) {
+            return service_.Admit(context, scope, what);
+          }) {
   service_.Serve(engine_.get(), states_.get());
   grpc::ServerBuilder builder;
   builder.RegisterService(&service_);

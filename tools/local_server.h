@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "engine/engine.h"
 #include "server/inference_service.h"
+#include "server/metrics.h"
 #include "server/state_access.h"
 #include "server/state_service.h"
 
@@ -30,6 +31,7 @@ class LocalServer {
 
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<StateAccess> states_;
+  Metrics metrics_;
   InferenceService service_;
   StateService state_service_;
   std::unique_ptr<grpc::Server> server_;

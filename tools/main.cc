@@ -30,8 +30,9 @@ int Run(int argc, char** argv) {
   osdn::tools::AddStateCommand(app, &action);
   osdn::tools::AddCompilePromptCommand(app, &action);
   osdn::tools::AddHealthCommand(app, &action);
+  osdn::tools::AddKeyCommand(app, &action);
 #else
-  app.footer("Built without gRPC: generate, chat, state, compile-prompt and health are left out.");
+  app.footer("Built without gRPC: generate, chat, state, compile-prompt, health and key are left out.");
 #endif
   try {
     app.parse(argc, argv);

@@ -71,8 +71,10 @@ def run_server(*arguments: str | Path, **kwargs) -> subprocess.CompletedProcess:
 class Server:
     """One osdn-server process. Its log is shown by pytest when a test fails."""
 
-    def __init__(self, model: Path, *flags: str, address: str = "127.0.0.1:0") -> None:
+    def __init__(self, model: Path, *flags: str, address: str = "127.0.0.1:0",
+                 credentials: grpc.ChannelCredentials | None = None) -> None:
         self.log = ""
+        self.credentials = credentials
         self._log_lock = threading.Lock()
         command = [SERVER, "--model", model, "--grpc-address", address, *flags]
         self.process = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL,
@@ -99,8 +101,11 @@ class Server:
 
     def channel(self) -> grpc.Channel:
         """A connection of its own, closed with the server."""
-        channel = grpc.insecure_channel(
-            self.address, options=[("grpc.use_local_subchannel_pool", 1)])
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        if self.credentials is None:
+            channel = grpc.insecure_channel(self.address, options=options)
+        else:
+            channel = grpc.secure_channel(self.address, self.credentials, options=options)
         self._channels.append(channel)
         return channel
 
