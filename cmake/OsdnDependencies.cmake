@@ -7,6 +7,8 @@ find_package(absl CONFIG REQUIRED)
 if(OSDN_GRPC)
   find_package(gRPC CONFIG REQUIRED)
   find_package(prometheus-cpp CONFIG REQUIRED)
+  find_package(PkgConfig REQUIRED)
+  pkg_check_modules(hiredis REQUIRED IMPORTED_TARGET hiredis)  # Debian's CMake configuration is broken
 endif()
 find_package(yaml-cpp CONFIG REQUIRED)
 find_package(nlohmann_json CONFIG REQUIRED)

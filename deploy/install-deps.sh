@@ -12,16 +12,16 @@ build_packages=(
   ca-certificates ccache cmake g++ make ninja-build pkg-config
   python3 python3-pip  # cmake/fetch_sdist.sh fetches SentencePiece's source package with pip
   libabsl-dev libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc grpc-proto
-  libssl-dev libyaml-cpp-dev nlohmann-json3-dev libcpp-httplib-dev prometheus-cpp-dev libcli11-dev libspdlog-dev libfmt-dev libedit-dev
+  libssl-dev libyaml-cpp-dev nlohmann-json3-dev libcpp-httplib-dev prometheus-cpp-dev libhiredis-dev libcli11-dev libspdlog-dev libfmt-dev libedit-dev
   libdnnl-dev ocl-icd-opencl-dev  # oneDNN's CMake configuration asks for OpenCL's headers
   libhwy-dev librandom123-dev
 )
 runtime_packages=(
   ca-certificates libabsl20220623 libgrpc++1.51 libprotobuf32 libssl3 libyaml-cpp0.7
-  libspdlog1.10 libfmt9 libprometheus-cpp-core1.0 libedit2 libdnnl2 libhwy1 libgomp1
+  libspdlog1.10 libfmt9 libprometheus-cpp-core1.0 libhiredis0.14 libedit2 libdnnl2 libhwy1 libgomp1
 )
 test_packages=(
-  git openssl clang-format clang-tidy shellcheck libgtest-dev libgmock-dev libbenchmark-dev
+  git openssl redis-server clang-format clang-tidy shellcheck libgtest-dev libgmock-dev libbenchmark-dev
   python3-venv python3-torch python3-numpy libopenblas0-pthread
 )
 container_packages=(buildah debootstrap)

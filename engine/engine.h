@@ -86,8 +86,8 @@ class Engine {
   absl::StatusOr<std::shared_ptr<TokenStream>> Submit(GenerationRequest request);
 
   // Takes no new requests and waits until the running and queued ones are done or `timeout` passed;
-  // what is left then ends: with kDrained and its state if it has begun to answer, else with kError /
-  // UNAVAILABLE. Idempotent.
+  // what is left then ends: with kDrained and its state if it has begun to answer, else with kError
+  // / UNAVAILABLE. Idempotent.
   void Drain(std::chrono::milliseconds timeout);
 
  private:

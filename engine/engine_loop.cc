@@ -370,8 +370,7 @@ std::optional<Ending> EngineLoop::TakeToken(Sequence* sequence) {
   std::optional<Ending> ending = sequence->TakeToken(now);
   if (options_.observer == nullptr) return ending;
   if (sequence->last_token_time() == now) {
-    options_.observer->OnToken(!before.has_value(),
-                               now - before.value_or(sequence->submitted()));
+    options_.observer->OnToken(!before.has_value(), now - before.value_or(sequence->submitted()));
   } else if (ending.has_value() && absl::IsInternal(ending->status)) {
     options_.observer->OnNonFinite();
   }
@@ -380,9 +379,9 @@ std::optional<Ending> EngineLoop::TakeToken(Sequence* sequence) {
 
 void EngineLoop::ReportStep(const StepTimes& before) {
   if (options_.observer == nullptr) return;
-  StepReport report{.decode_rows = batch_.decode_rows,
-                    .prefill_rows =
-                        static_cast<int64_t>(batch_.tokens.size()) - batch_.decode_rows};
+  StepReport report{
+      .decode_rows = batch_.decode_rows,
+      .prefill_rows = static_cast<int64_t>(batch_.tokens.size()) - batch_.decode_rows};
   report.times.steps = 1;
   report.times.plan = times_.plan - before.plan;
   report.times.admit = times_.admit - before.admit;

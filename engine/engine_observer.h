@@ -20,8 +20,8 @@ struct StepReport {
 class EngineObserver {
  public:
   virtual void OnStep(const StepReport& step) = 0;
-  // A token was chosen; `since` its sequence was submitted or, if it is not the first, since the one
-  // before.
+  // A token was chosen; `since` its sequence was submitted or, if it is not the first, since the
+  // one before.
   virtual void OnToken(bool first, std::chrono::nanoseconds since) = 0;
   // A sequence ended because its logits were not finite.
   virtual void OnNonFinite() = 0;

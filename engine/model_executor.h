@@ -44,8 +44,7 @@ class ModelExecutor final : public StepExecutor {
     return model_->Forward(batch, tokens, logit_rows, *pool_, logits);
   }
   int host_threads() const override { return backend_->host_threads(); }
-  void RunOnHost(int64_t tasks,
-                 absl::FunctionRef<void(int64_t index, int thread)> task) override {
+  void RunOnHost(int64_t tasks, absl::FunctionRef<void(int64_t index, int thread)> task) override {
     backend_->RunOnHost(tasks, task);
   }
 

@@ -162,7 +162,7 @@ class Sequence {
   const VocabularyView* vocabulary_;
   TokenChooser chooser_;
   absl::StatusOr<TokenChooser::Choice> chosen_{TokenChooser::Choice{}};  // for TakeToken
-  std::optional<TextStream> text_;  // none without a tokenizer
+  std::optional<TextStream> text_;                                       // none without a tokenizer
   uint64_t id_ = 0;
   int32_t slot_ = -1;
   int64_t base_ = 0;           // tokens in the state it resumed

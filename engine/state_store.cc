@@ -42,34 +42,18 @@ class MemoryStorage final : public StateStorage {
   std::map<std::string, std::string> blobs_;
 };
 
-// 128 random bits: not to be guessed, never met twice.
-absl::StatusOr<std::string> MakeId() {
-  unsigned char random[16];
-  if (RAND_bytes(random, sizeof random) != 1) {
-    return absl::InternalError("the system gives no random numbers for a state id");
-  }
-  return absl::StrCat("st-", absl::BytesToHexString(absl::string_view(
-                                 reinterpret_cast<const char*>(random), sizeof random)));
-}
-
-absl::Status NotFound(absl::string_view id) {
-  // The id may be anything a client sent: it is told in part only.
-  return absl::NotFoundError(absl::StrCat("no state \"", absl::CHexEscape(id.substr(0, 64)),
-                                          "\": it never was, has expired or was deleted"));
-}
-
 }  // namespace
 
 std::unique_ptr<StateStorage> MakeMemoryStorage() { return std::make_unique<MemoryStorage>(); }
 
-StateStore::StateStore(const Options& options, std::unique_ptr<StateStorage> storage, Clock clock,
-                       Report report)
+LocalStateStore::LocalStateStore(const Options& options, std::unique_ptr<StateStorage> storage,
+                                 Clock clock, Report report)
     : options_(options), storage_(std::move(storage)), clock_(clock), report_(std::move(report)) {}
 
-absl::StatusOr<std::unique_ptr<StateStore>> StateStore::Create(
+absl::StatusOr<std::unique_ptr<StateStore>> LocalStateStore::Create(
     const Options& options, std::unique_ptr<StateStorage> storage, Clock clock, Report report) {
-  std::unique_ptr<StateStore> store(
-      new StateStore(options, std::move(storage), clock, std::move(report)));
+  std::unique_ptr<LocalStateStore> store(
+      new LocalStateStore(options, std::move(storage), clock, std::move(report)));
   std::vector<std::string> problems;
   absl::StatusOr<std::vector<StateRecord>> records = store->storage_->Load(&problems);
   if (!records.ok()) return records.status();
@@ -81,16 +65,16 @@ absl::StatusOr<std::unique_ptr<StateStore>> StateStore::Create(
     store->Enter(std::move(record));
   }
   store->Sweep();
-  return store;
+  return std::unique_ptr<StateStore>(std::move(store));
 }
 
-void StateStore::Enter(StateRecord record) {
+void LocalStateStore::Enter(StateRecord record) {
   expiry_.emplace(record.expires, record.id);
   std::string id = record.id;
   records_.emplace(std::move(id), std::move(record));
 }
 
-bool StateStore::Forget(const std::string& id) {
+bool LocalStateStore::Forget(const std::string& id) {
   std::lock_guard<std::mutex> lock(mutex_);
   const auto it = records_.find(id);
   if (it == records_.end()) return false;
@@ -101,8 +85,8 @@ bool StateStore::Forget(const std::string& id) {
   return true;
 }
 
-absl::Status StateStore::Told(absl::string_view what, const StateRecord& record,
-                              const absl::Status& status) {
+absl::Status LocalStateStore::Told(absl::string_view what, const StateRecord& record,
+                                   const absl::Status& status) {
   report_(absl::StrCat(record.id, " could not be ", what, ": ", status.message()));
   if (absl::IsDataLoss(status)) {
     return absl::DataLossError(absl::StrCat("state ", record.id, " is damaged on the server"));
@@ -116,33 +100,29 @@ absl::Status StateStore::Told(absl::string_view what, const StateRecord& record,
       absl::StrCat("the state could not be ", what, ": the server's log says why"));
 }
 
-absl::Status StateStore::Reserve(int64_t bytes) {
+absl::Status LocalStateStore::Reserve(int64_t bytes) {
   std::lock_guard<std::mutex> lock(mutex_);
   if (usage_.states >= options_.max_states) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("state quota: ", usage_.states, " states are kept, at most ",
-                     options_.max_states, " may be; delete some or wait until they expire"));
+    return StateQuotaError(usage_.states, options_.max_states);
   }
   if (bytes > options_.max_bytes - usage_.bytes) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "state quota: ", usage_.bytes, " bytes are kept and this state has ", bytes, ", at most ",
-        options_.max_bytes, " may be; delete some or wait until they expire"));
+    return StateBytesError(usage_.bytes, bytes, options_.max_bytes);
   }
   usage_.bytes += bytes;
   ++usage_.states;
   return absl::OkStatus();
 }
 
-void StateStore::Release(int64_t bytes) {
+void LocalStateStore::Release(int64_t bytes) {
   std::lock_guard<std::mutex> lock(mutex_);
   usage_.bytes -= bytes;
   --usage_.states;
 }
 
-absl::StatusOr<StateRecord> StateStore::Put(StateRecord record, absl::Duration ttl,
-                                            absl::string_view blob) {
+absl::StatusOr<StateRecord> LocalStateStore::Put(StateRecord record, absl::Duration ttl,
+                                                 absl::string_view blob) {
   Sweep();
-  absl::StatusOr<std::string> id = MakeId();
+  absl::StatusOr<std::string> id = MakeStateId();
   if (!id.ok()) return id.status();
   record.id = *std::move(id);
   record.bytes = static_cast<int64_t>(blob.size());
@@ -160,45 +140,46 @@ absl::StatusOr<StateRecord> StateStore::Put(StateRecord record, absl::Duration t
   return record;
 }
 
-absl::StatusOr<StateRecord> StateStore::Find(absl::string_view owner, absl::string_view id) {
+absl::StatusOr<StateRecord> LocalStateStore::Find(absl::string_view owner, absl::string_view id) {
   const absl::Time now = clock_();
   std::lock_guard<std::mutex> lock(mutex_);
   const auto it = records_.find(id);
   if (it == records_.end() || it->second.owner != owner || it->second.expires <= now) {
-    return NotFound(id);
+    return StateNotFound(id);
   }
   return it->second;
 }
 
-absl::StatusOr<std::string> StateStore::Read(absl::string_view owner, absl::string_view id) {
+absl::StatusOr<std::string> LocalStateStore::Read(absl::string_view owner, absl::string_view id) {
   const absl::StatusOr<StateRecord> record = Find(owner, id);
   if (!record.ok()) return record.status();
   absl::StatusOr<std::string> blob = storage_->Read(*record);
   if (blob.ok()) return blob;
   // Deleted or swept while it was being read.
-  if (!Find(owner, id).ok()) return NotFound(id);
+  if (!Find(owner, id).ok()) return StateNotFound(id);
   const absl::Status told = Told("read", *record, blob.status());
   if (!absl::IsNotFound(blob.status())) return told;
   // Somebody else removed its file.
   Forget(record->id);
-  return NotFound(id);
+  return StateNotFound(id);
 }
 
-absl::Status StateStore::Delete(absl::string_view owner, absl::string_view id) {
+absl::Status LocalStateStore::Delete(absl::string_view owner, absl::string_view id) {
   StateRecord record;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     const auto it = records_.find(id);
-    if (it == records_.end() || it->second.owner != owner) return NotFound(id);
+    if (it == records_.end() || it->second.owner != owner) return StateNotFound(id);
     record = it->second;
   }
   // First: what is still there must not be forgotten, or it would come back with the next start.
   if (absl::Status s = storage_->Remove(record); !s.ok()) return Told("deleted", record, s);
-  return Forget(record.id) ? absl::OkStatus() : NotFound(id);
+  return Forget(record.id) ? absl::OkStatus() : StateNotFound(id);
 }
 
-std::vector<StateRecord> StateStore::List(absl::string_view owner, absl::string_view after,
-                                          size_t limit) {
+absl::StatusOr<std::vector<StateRecord>> LocalStateStore::List(absl::string_view owner,
+                                                               absl::string_view after,
+                                                               size_t limit) {
   const absl::Time now = clock_();
   std::vector<StateRecord> found;
   std::lock_guard<std::mutex> lock(mutex_);
@@ -208,7 +189,7 @@ std::vector<StateRecord> StateStore::List(absl::string_view owner, absl::string_
   return found;
 }
 
-void StateStore::Sweep() {
+void LocalStateStore::Sweep() {
   const absl::Time now = clock_();
   std::vector<StateRecord> expired;
   {
@@ -237,7 +218,7 @@ void StateStore::Sweep() {
   next_sweep_ = now + kSweepAgain;
 }
 
-StateStore::Usage StateStore::usage() const {
+LocalStateStore::Usage LocalStateStore::usage() const {
   std::lock_guard<std::mutex> lock(mutex_);
   return usage_;
 }

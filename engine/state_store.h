@@ -17,21 +17,9 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "engine/state_record.h"
 
 namespace osdn {
-
-// What is known of a state without reading it.
-struct StateRecord {
-  std::string id{};      // made by the store
-  std::string owner{};   // who may see it
-  std::string label{};   // the client's, for its own use
-  std::string parent{};  // id of the state it was made from; may be gone; or empty
-  std::string model_id{};
-  int64_t position = 0;  // tokens in the state
-  int64_t bytes = 0;     // of the blob
-  absl::Time created = absl::UnixEpoch();
-  absl::Time expires = absl::InfiniteFuture();
-};
 
 // Where blobs lie. Thread-safe. Names are ids of the store, never text of a client. Errors may name
 // paths: they are for the log.
@@ -58,8 +46,8 @@ std::unique_ptr<StateStorage> MakeMemoryStorage();
 // another has it. Else the errors of the file system, naming the path.
 absl::StatusOr<std::unique_ptr<StateStorage>> MakeDiskStorage(const std::string& dir);
 
-// Thread-safe; may wait for the disk. Errors are for clients: what the storage said goes to the
-// log.
+// Thread-safe; may wait for where the states are. Errors are for clients: what is behind them goes
+// to the log.
 class StateStore {
  public:
   struct Options {
@@ -77,36 +65,58 @@ class StateStore {
   // by any thread.
   using Report = std::function<void(const std::string& problem)>;
 
+  virtual ~StateStore() = default;
+
+  // Keeps `blob` under a new id; id, bytes and created of `record` are set here, and expires to
+  // `ttl` (zero: the store's) from now. RESOURCE_EXHAUSTED over a quota (nothing else is evicted
+  // for it) or when there is no room, INTERNAL when the storage fails, UNAVAILABLE when it cannot
+  // be reached; so all others.
+  virtual absl::StatusOr<StateRecord> Put(StateRecord record, absl::Duration ttl,
+                                          absl::string_view blob) = 0;
+
+  // NOT_FOUND for what is not there, has expired or is another owner's. What could not be deleted
+  // is still there.
+  virtual absl::StatusOr<StateRecord> Find(absl::string_view owner, absl::string_view id) = 0;
+  virtual absl::StatusOr<std::string> Read(absl::string_view owner, absl::string_view id) = 0;
+  virtual absl::Status Delete(absl::string_view owner, absl::string_view id) = 0;
+
+  // The owner's states with ids after `after`, in order of id, at most `limit`.
+  virtual absl::StatusOr<std::vector<StateRecord>> List(absl::string_view owner,
+                                                        absl::string_view after, size_t limit) = 0;
+
+  // Removes what has expired. Somebody should call this now and then; it costs next to nothing when
+  // there is nothing to do.
+  virtual void Sweep() = 0;
+  // Waits for nothing.
+  virtual Usage usage() const = 0;
+  // What is in it is still there for the next process, or for others.
+  virtual bool durable() const = 0;
+};
+
+// This process's own, in one StateStorage.
+class LocalStateStore final : public StateStore {
+ public:
   // Takes over what `storage` has; StateStorage::Load's errors.
   static absl::StatusOr<std::unique_ptr<StateStore>> Create(const Options& options,
                                                             std::unique_ptr<StateStorage> storage,
                                                             Clock clock, Report report);
 
-  // Keeps `blob` under a new id; id, bytes and created of `record` are set here, and expires to
-  // `ttl` (zero: the store's) from now. RESOURCE_EXHAUSTED over a quota (nothing else is evicted
-  // for it) or when the disk is full, INTERNAL when it fails.
-  absl::StatusOr<StateRecord> Put(StateRecord record, absl::Duration ttl, absl::string_view blob);
-
-  // NOT_FOUND for what is not there, has expired or is another owner's; INTERNAL when the disk
-  // fails. What could not be deleted is still there.
-  absl::StatusOr<StateRecord> Find(absl::string_view owner, absl::string_view id);
-  absl::StatusOr<std::string> Read(absl::string_view owner, absl::string_view id);
-  absl::Status Delete(absl::string_view owner, absl::string_view id);
-
-  // The owner's states with ids after `after`, in order of id, at most `limit`.
-  std::vector<StateRecord> List(absl::string_view owner, absl::string_view after, size_t limit);
-
-  // Removes what has expired. What cannot be removed counts on, and is tried again by a call that
-  // comes a minute later or more. Put sweeps too; for the rest of the time somebody should call
-  // this now and then. Costs next to nothing when there is nothing to do.
-  void Sweep();
-  Usage usage() const;
-  bool durable() const { return storage_->durable(); }
-  const Options& options() const { return options_; }
+  absl::StatusOr<StateRecord> Put(StateRecord record, absl::Duration ttl,
+                                  absl::string_view blob) override;
+  absl::StatusOr<StateRecord> Find(absl::string_view owner, absl::string_view id) override;
+  absl::StatusOr<std::string> Read(absl::string_view owner, absl::string_view id) override;
+  absl::Status Delete(absl::string_view owner, absl::string_view id) override;
+  absl::StatusOr<std::vector<StateRecord>> List(absl::string_view owner, absl::string_view after,
+                                                size_t limit) override;
+  // What cannot be removed counts on, and is tried again by a call that comes a minute later or
+  // more. Put sweeps too.
+  void Sweep() override;
+  Usage usage() const override;
+  bool durable() const override { return storage_->durable(); }
 
  private:
-  StateStore(const Options& options, std::unique_ptr<StateStorage> storage, Clock clock,
-             Report report);
+  LocalStateStore(const Options& options, std::unique_ptr<StateStorage> storage, Clock clock,
+                  Report report);
   // With mutex_ held.
   void Enter(StateRecord record);
   // Takes the record out of the books, if it is there still; whether it was.

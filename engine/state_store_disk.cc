@@ -17,12 +17,9 @@
 #include "absl/strings/strip.h"
 #include "engine/sha256.h"
 #include "engine/state_store.h"
-#include "nlohmann/json.hpp"
 
 namespace osdn {
 namespace {
-
-using nlohmann::json;
 
 constexpr absl::string_view kSuffix = ".state";
 constexpr absl::string_view kTemporarySuffix = ".tmp";
@@ -69,17 +66,7 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, size_t max) {
 }
 
 std::string Head(const StateRecord& record) {
-  const json description = {{"id", record.id},
-                            {"owner", record.owner},
-                            {"label", record.label},
-                            {"parent", record.parent},
-                            {"model_id", record.model_id},
-                            {"position", record.position},
-                            {"bytes", record.bytes},
-                            {"created", absl::ToUnixMillis(record.created)},
-                            {"expires", absl::ToUnixMillis(record.expires)}};
-  // Labels are whatever a client sent: ill-formed UTF-8 becomes U+FFFD.
-  const std::string line = description.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
+  const std::string line = EncodeRecord(record) + "\n";
   return absl::StrCat(kMagicLine, line, Sha256Hex(AsBytes(line)), "\n");
 }
 
@@ -96,33 +83,9 @@ absl::StatusOr<ParsedHead> ParseHead(absl::string_view data) {
   if (newline == rest.npos || rest.size() < newline + 1 + kDigestLine) return damaged;
   const absl::string_view line = rest.substr(0, newline + 1);
   if (rest.substr(newline + 1, kDigestLine) != Sha256Hex(AsBytes(line)) + "\n") return damaged;
-  const json head = json::parse(line, nullptr, /*allow_exceptions=*/false);
-  ParsedHead parsed;
-  parsed.bytes = kMagicLine.size() + line.size() + kDigestLine;
-  const auto text = [&head](const char* key, std::string* out) {
-    const auto it = head.find(key);
-    if (it == head.end() || !it->is_string()) return false;
-    *out = it->get<std::string>();
-    return true;
-  };
-  const auto number = [&head](const char* key, int64_t* out) {
-    const auto it = head.find(key);
-    if (it == head.end() || !it->is_number_integer()) return false;
-    *out = it->get<int64_t>();
-    return true;
-  };
-  StateRecord& record = parsed.record;
-  int64_t created = 0;
-  int64_t expires = 0;
-  const bool whole = head.is_object() && text("id", &record.id) && text("owner", &record.owner) &&
-                     text("label", &record.label) && text("parent", &record.parent) &&
-                     text("model_id", &record.model_id) && number("position", &record.position) &&
-                     number("bytes", &record.bytes) && number("created", &created) &&
-                     number("expires", &expires) && record.bytes >= 0;
-  if (!whole) return damaged;
-  record.created = absl::FromUnixMillis(created);
-  record.expires = absl::FromUnixMillis(expires);
-  return parsed;
+  absl::StatusOr<StateRecord> record = ParseRecord(line);
+  if (!record.ok()) return damaged;
+  return ParsedHead{*std::move(record), kMagicLine.size() + line.size() + kDigestLine};
 }
 
 // The directory's lock, held while it lives. The file stays: removing it would let two processes

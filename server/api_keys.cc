@@ -35,9 +35,8 @@ std::string DigestOf(absl::string_view text) {
 }
 
 bool IsHexDigest(absl::string_view text) {
-  return text.size() == 64 && std::all_of(text.begin(), text.end(), [](unsigned char c) {
-           return absl::ascii_isxdigit(c);
-         });
+  return text.size() == 64 && std::all_of(text.begin(), text.end(),
+                                          [](unsigned char c) { return absl::ascii_isxdigit(c); });
 }
 
 bool IsName(absl::string_view name) {
@@ -114,17 +113,18 @@ absl::StatusOr<std::vector<ApiKey>> ParseApiKeys(absl::string_view text, const s
         YamlMap map(root, "", errors);
         std::set<std::string> names;
         std::set<std::string> digests;
-        map.ReadList("keys", Presence::kRequired, kMaxKeys,
-                     [&](const YAML::Node& node, const std::string& path) {
-                       ApiKey key = ReadKey(node, path, errors);
-                       if (!key.name.empty() && !names.insert(key.name).second) {
-                         errors->push_back(absl::StrCat(path, ".name: ", key.name, " is there twice"));
-                       }
-                       if (!key.digest.empty() && !digests.insert(key.digest).second) {
-                         errors->push_back(absl::StrCat(path, ".sha256: is another key's too"));
-                       }
-                       keys.push_back(std::move(key));
-                     });
+        map.ReadList(
+            "keys", Presence::kRequired, kMaxKeys,
+            [&](const YAML::Node& node, const std::string& path) {
+              ApiKey key = ReadKey(node, path, errors);
+              if (!key.name.empty() && !names.insert(key.name).second) {
+                errors->push_back(absl::StrCat(path, ".name: ", key.name, " is there twice"));
+              }
+              if (!key.digest.empty() && !digests.insert(key.digest).second) {
+                errors->push_back(absl::StrCat(path, ".sha256: is another key's too"));
+              }
+              keys.push_back(std::move(key));
+            });
         map.RejectUnknownKeys();
       });
   if (!read.ok()) return read;
@@ -287,8 +287,8 @@ absl::StatusOr<NewApiKey> MakeApiKey() {
     return absl::InternalError("the system gives no random numbers");
   }
   std::string text;
-  absl::WebSafeBase64Escape(
-      absl::string_view(reinterpret_cast<const char*>(bytes), sizeof(bytes)), &text);
+  absl::WebSafeBase64Escape(absl::string_view(reinterpret_cast<const char*>(bytes), sizeof(bytes)),
+                            &text);
   NewApiKey made;
   made.key = absl::StrCat("osdn-", text);
   made.sha256 = absl::BytesToHexString(DigestOf(made.key));

@@ -43,7 +43,8 @@ absl::StatusOr<std::vector<ApiKey>> ParseApiKeys(absl::string_view text, const s
 // A rate of 0 has no end.
 class RateLimit {
  public:
-  RateLimit(int64_t per_minute, absl::Time now) : left_(static_cast<double>(per_minute)), at_(now) {}
+  RateLimit(int64_t per_minute, absl::Time now)
+      : left_(static_cast<double>(per_minute)), at_(now) {}
 
   // How long until something is left; zero when something is.
   absl::Duration Wait(int64_t per_minute, absl::Time now);

@@ -197,17 +197,18 @@ bool GenerationCall::LeaveState(const GenerationFinished& finished) {
   if (finished.reason == FinishReason::kDrained) {
     const bool durable = environment_.states->store().durable();
     if (!durable && !options.return_state()) {
-      return OnFailure(absl::UnavailableError(
-                           "the server shut down before the request was done, and its saved "
-                           "states are gone with it (state.dir is memory)"),
-                       finished.last);
+      return OnFailure(
+          absl::UnavailableError("the server shut down before the request was done, and its saved "
+                                 "states are gone with it (state.dir is memory)"),
+          finished.last);
     }
     // It goes on from here, or again from where it began.
     options.set_replace(false);
     if (!durable) options.clear_save_state_as();
     if (durable && !options.has_save_state_as()) options.set_save_state_as("");
   }
-  absl::StatusOr<StateAccess::Left> left = environment_.states->Leave(environment_.owner(), *finished.state, options);
+  absl::StatusOr<StateAccess::Left> left =
+      environment_.states->Leave(environment_.owner(), *finished.state, options);
   if (!left.ok()) return OnFailure(left.status(), finished.last);
   if (!left->info.state_id().empty()) untold_states_.push_back(left->info.state_id());
   return EndWell(finished, *std::move(left));

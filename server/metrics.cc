@@ -110,8 +110,8 @@ class Reader final : public prometheus::Collectable {
     one("osdn_prefix_cache_cached_tokens_total", "Prompt tokens that were not read again.",
         MetricType::Counter, cache.cached_tokens);
 
-    families->push_back(Family("osdn_state_bytes", "Bytes of states, by where they are.",
-                               MetricType::Gauge));
+    families->push_back(
+        Family("osdn_state_bytes", "Bytes of states, by where they are.", MetricType::Gauge));
     const auto tier = [&](const char* name, int64_t bytes) {
       Add(static_cast<double>(bytes), {{"tier", name}}, &families->back());
     };
@@ -165,16 +165,16 @@ struct Metrics::Series {
                                  .Name("osdn_step_seconds")
                                  .Help("Parts of the engine's steps.")
                                  .Register(registry);
-  Histogram& queue = MakeHistogram(&registry, "osdn_request_queue_seconds",
-                                   "Requests from their submission to their slot.",
-                                   RequestBuckets());
-  Histogram& first_token = MakeHistogram(&registry, "osdn_time_to_first_token_seconds",
-                                         "Sequences from their submission to their first token.",
-                                         RequestBuckets());
+  Histogram& queue =
+      MakeHistogram(&registry, "osdn_request_queue_seconds",
+                    "Requests from their submission to their slot.", RequestBuckets());
+  Histogram& first_token =
+      MakeHistogram(&registry, "osdn_time_to_first_token_seconds",
+                    "Sequences from their submission to their first token.", RequestBuckets());
   Histogram& inter_token = MakeHistogram(&registry, "osdn_inter_token_latency_seconds",
                                          "From a token of a sequence to its next.", TokenBuckets());
-  Histogram& batch = MakeHistogram(&registry, "osdn_batch_size",
-                                   "Sequences that decode in a step.", BatchBuckets());
+  Histogram& batch = MakeHistogram(&registry, "osdn_batch_size", "Sequences that decode in a step.",
+                                   BatchBuckets());
   Counter& prompt_tokens = MakeCounter(&registry, "osdn_prompt_tokens_total",
                                        "Prompt tokens that were read, cached ones not counted.");
   Counter& generation_tokens =

@@ -113,6 +113,20 @@ std::vector<OptionSpec> MakeTable() {
        "secret of 32 bytes or more: states are signed with it, and none without its signature is "
        "taken; `none` signs nothing",
        TextOption{&O::state_key_file}},
+      {"--state-redis-address", "state.redis.address", "HOST:PORT",
+       "keep saved states in Redis, which several servers may share; `none` keeps them in "
+       "--state-dir",
+       TextOption{&O::state_redis_address}},
+      {"--state-redis-prefix", "state.redis.prefix", "NAME",
+       "what the names of its keys begin with: servers with the same one share their states",
+       TextOption{&O::state_redis_prefix}},
+      {"--state-redis-user", "state.redis.user", "NAME", "whom the password is of",
+       TextOption{&O::state_redis_user}},
+      {"--state-redis-password-file", "state.redis.password_file", "FILE",
+       "file with the password; `none` sends none", TextOption{&O::state_redis_password_file}},
+      {"--state-redis-timeout", "state.redis.timeout", "DURATION",
+       "for connecting and for each command; then the call is UNAVAILABLE",
+       DurationOption{&O::state_redis_timeout, absl::Milliseconds(10), absl::Minutes(1)}},
       {"--max-tokens-default", "generation.max_tokens_default", "N",
        "stop.max_tokens of a request that does not set it",
        IntOption{&O::max_tokens_default, 1, kMaxTokens}},
@@ -253,15 +267,24 @@ absl::Status CheckOptions(const ServerOptions& options) {
         "--tls-cert-file and --tls-key-file, or --insecure if plaintext is wanted, or listen on "
         "127.0.0.1"));
   }
-  if ((options.tls_cert_file == kNoFile) != (options.tls_key_file == kNoFile)) {
+  if ((options.tls_cert_file == kNone) != (options.tls_key_file == kNone)) {
     problems.push_back("--tls-cert-file and --tls-key-file: one without the other");
   }
-  if (options.tls_client_ca_file != kNoFile && !options.tls()) {
+  if (options.tls_client_ca_file != kNone && !options.tls()) {
     problems.push_back("--tls-client-ca-file: wants --tls-cert-file and --tls-key-file too");
   }
   if (options.max_tokens_default > options.max_tokens_limit) {
     problems.push_back(absl::StrCat("--max-tokens-default: ", options.max_tokens_default,
                                     " is more than --max-tokens-limit ", options.max_tokens_limit));
+  }
+  if (options.state_redis_address != kNone) {
+    const absl::StatusOr<Address> redis = ParseAddress(options.state_redis_address);
+    if (!redis.ok()) {
+      problems.push_back(absl::StrCat("--state-redis-address: ", redis.status().message()));
+    }
+    if (options.state_dir != kStatesInMemory) {
+      problems.push_back("--state-redis-address and --state-dir: states have one place only");
+    }
   }
   if (options.prefix_cache_interval % kernels::kChunk != 0) {
     problems.push_back(absl::StrCat("--prefix-cache-interval: ", options.prefix_cache_interval,

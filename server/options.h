@@ -17,7 +17,7 @@
 namespace osdn {
 
 inline constexpr char kStatesInMemory[] = "memory";  // as state_dir
-inline constexpr char kNoFile[] = "none";            // of options that name a file
+inline constexpr char kNone[] = "none";              // of options that may be without
 
 // Values of all options; the initialisers are the defaults. Help and ranges are in OptionTable().
 struct ServerOptions {
@@ -28,10 +28,10 @@ struct ServerOptions {
   std::string cpu_isa = "auto";
   std::string grpc_address = "127.0.0.1:50051";
   bool insecure = false;
-  std::string tls_cert_file = kNoFile;
-  std::string tls_key_file = kNoFile;
-  std::string tls_client_ca_file = kNoFile;
-  std::string auth_keys_file = kNoFile;
+  std::string tls_cert_file = kNone;
+  std::string tls_key_file = kNone;
+  std::string tls_client_ca_file = kNone;
+  std::string auth_keys_file = kNone;
   int64_t max_message_bytes = 4 << 20;
   absl::Duration keepalive_time = absl::Seconds(60);
   int64_t max_slots = 32;
@@ -48,7 +48,12 @@ struct ServerOptions {
   int64_t state_max_count = 10'000;
   int64_t state_max_transit_bytes = int64_t{1} << 30;
   absl::Duration state_ttl = absl::Hours(24);
-  std::string state_key_file = kNoFile;
+  std::string state_key_file = kNone;
+  std::string state_redis_address = kNone;
+  std::string state_redis_prefix = "osdn";
+  std::string state_redis_user = "default";
+  std::string state_redis_password_file = kNone;
+  absl::Duration state_redis_timeout = absl::Seconds(2);
   int64_t max_tokens_default = 256;
   int64_t max_tokens_limit = 32768;
   absl::Duration drain_propagation = absl::Seconds(5);
@@ -56,7 +61,7 @@ struct ServerOptions {
   std::string log_level = "info";
   std::string log_format = "text";
 
-  bool tls() const { return tls_cert_file != kNoFile; }
+  bool tls() const { return tls_cert_file != kNone; }
 };
 
 // What an option holds and which values it takes.

@@ -6,6 +6,7 @@
 #include <grpcpp/server_builder.h>
 
 #include <chrono>
+#include <fstream>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -14,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "engine/state_store_redis.h"
 #include "server/call_metrics.h"
 #include "server/model_info.h"
 #include "server/tls.h"
@@ -62,6 +64,17 @@ EngineOptions ToEngineOptions(const ServerOptions& options) {
   return engine;
 }
 
+// One line of a file.
+absl::StatusOr<std::string> ReadPassword(const std::string& path) {
+  std::ifstream file(path);
+  std::string password;
+  if (!std::getline(file, password) || password.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("state.redis.password_file: ", path, " has no first line that can be read"));
+  }
+  return password;
+}
+
 std::string MebiBytes(size_t bytes) {
   return absl::StrFormat("%.1f MiB", static_cast<double>(bytes) / (1 << 20));
 }
@@ -71,7 +84,7 @@ std::string MebiBytes(size_t bytes) {
 absl::StatusOr<std::unique_ptr<Server>> Server::Listen(const ServerOptions& options,
                                                        std::shared_ptr<spdlog::logger> logger) {
   std::unique_ptr<ApiKeys> keys;
-  if (options.auth_keys_file != kNoFile) {
+  if (options.auth_keys_file != kNone) {
     absl::StatusOr<std::unique_ptr<ApiKeys>> opened =
         ApiKeys::Open(options.auth_keys_file, absl::Now);
     if (!opened.ok()) return opened.status();
@@ -88,10 +101,10 @@ Server::Server(const ServerOptions& options, std::unique_ptr<ApiKeys> keys,
       logger_(std::move(logger)),
       keys_(std::move(keys)),
       service_(options_, keys_.get(), &metrics_, logger_),
-      state_service_([this](grpc::CallbackServerContext* context, Scope scope,
-                            absl::string_view what) {
-        return service_.Admit(context, scope, what);
-      }) {
+      state_service_(
+          [this](grpc::CallbackServerContext* context, Scope scope, absl::string_view what) {
+            return service_.Admit(context, scope, what);
+          }) {
   metrics_.SetSource([this] { return ReadMetrics(); });
 }
 
@@ -114,7 +127,7 @@ absl::Status Server::Start() {
     absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> tls = TlsCredentials(
         {.cert = options_.tls_cert_file,
          .key = options_.tls_key_file,
-         .client_ca = options_.tls_client_ca_file == kNoFile ? "" : options_.tls_client_ca_file});
+         .client_ca = options_.tls_client_ca_file == kNone ? "" : options_.tls_client_ca_file});
     if (!tls.ok()) return tls.status();
     credentials = *std::move(tls);
   }
@@ -138,7 +151,7 @@ absl::Status Server::Start() {
   address_.port = static_cast<uint16_t>(port);
   SetServing(false);
   const char* security = "plaintext";
-  if (options_.tls()) security = options_.tls_client_ca_file == kNoFile ? "TLS" : "mutual TLS";
+  if (options_.tls()) security = options_.tls_client_ca_file == kNone ? "TLS" : "mutual TLS";
   logger_->info("listening on {} (gRPC, {}, {})", address_.ToString(), security,
                 keys_ == nullptr ? "no API keys" : absl::StrCat(keys_->size(), " API keys"));
   return absl::OkStatus();
@@ -168,32 +181,50 @@ absl::Status Server::Load() {
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::unique_ptr<StateStore>> Server::OpenStore() const {
+  const StateStore::Options options{.max_bytes = options_.state_max_bytes,
+                                    .max_states = options_.state_max_count,
+                                    .ttl = options_.state_ttl};
+  const auto report = [logger = logger_](const std::string& problem) {
+    logger->warn("states: {}", problem);
+  };
+  if (options_.state_redis_address == kNone) {
+    std::unique_ptr<StateStorage> storage = MakeMemoryStorage();
+    if (options_.state_dir != kStatesInMemory) {
+      absl::StatusOr<std::unique_ptr<StateStorage>> disk = MakeDiskStorage(options_.state_dir);
+      if (!disk.ok()) return disk.status();
+      storage = *std::move(disk);
+    }
+    return LocalStateStore::Create(options, std::move(storage), absl::Now, report);
+  }
+  const absl::StatusOr<Address> address = ParseAddress(options_.state_redis_address);
+  if (!address.ok()) return address.status();
+  RedisClient::Options redis{
+      .host = address->host, .port = address->port, .timeout = options_.state_redis_timeout};
+  if (options_.state_redis_password_file != kNone) {
+    absl::StatusOr<std::string> password = ReadPassword(options_.state_redis_password_file);
+    if (!password.ok()) return password.status();
+    redis.user = options_.state_redis_user;
+    redis.password = *std::move(password);
+  }
+  return OpenRedisStore(options, redis, options_.state_redis_prefix, absl::Now, report);
+}
+
 absl::Status Server::OpenStates() {
   std::string key;
-  if (options_.state_key_file != kNoFile) {
+  if (options_.state_key_file != kNone) {
     absl::StatusOr<std::string> read = ReadStateKey(options_.state_key_file);
     if (!read.ok()) return read.status();
     key = *std::move(read);
   }
-  std::unique_ptr<StateStorage> storage = MakeMemoryStorage();
-  if (options_.state_dir != kStatesInMemory) {
-    absl::StatusOr<std::unique_ptr<StateStorage>> disk = MakeDiskStorage(options_.state_dir);
-    if (!disk.ok()) return disk.status();
-    storage = *std::move(disk);
-  }
-  const StateStore::Options store_options{.max_bytes = options_.state_max_bytes,
-                                          .max_states = options_.state_max_count,
-                                          .ttl = options_.state_ttl};
-  const auto report = [logger = logger_](const std::string& problem) {
-    logger->warn("states: {}", problem);
-  };
-  absl::StatusOr<std::unique_ptr<StateStore>> store =
-      StateStore::Create(store_options, std::move(storage), absl::Now, report);
+  absl::StatusOr<std::unique_ptr<StateStore>> store = OpenStore();
   if (!store.ok()) return store.status();
   const StateStore::Usage usage = (*store)->usage();
-  logger_->info("states: {} in {}, {}, {}", usage.states,
-                options_.state_dir == kStatesInMemory ? "memory" : options_.state_dir,
-                MebiBytes(static_cast<size_t>(usage.bytes)), key.empty() ? "unsigned" : "signed");
+  const bool redis = options_.state_redis_address != kNone;
+  logger_->info(
+      "states: {} in {}, {}, {}", usage.states,
+      redis ? absl::StrCat("Redis at ", options_.state_redis_address) : options_.state_dir,
+      MebiBytes(static_cast<size_t>(usage.bytes)), key.empty() ? "unsigned" : "signed");
   states_ = std::make_unique<StateAccess>(IdentityOf(engine_->config()), std::move(key),
                                           *std::move(store), options_.state_max_transit_bytes);
   return absl::OkStatus();

@@ -66,6 +66,7 @@ class Server {
   std::optional<Metrics::Reading> ReadMetrics();
   void SetServing(bool serving);
   void LogModel() const;
+  absl::StatusOr<std::unique_ptr<StateStore>> OpenStore() const;
   absl::Status OpenStates();
 
   const ServerOptions options_;

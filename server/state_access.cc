@@ -59,7 +59,7 @@ StateAccess::StateAccess(StateIdentity identity, std::string key, std::unique_pt
 std::unique_ptr<StateAccess> StateAccess::InMemory(StateIdentity identity) {
   // Memory has nothing to load and so nothing to fail at.
   absl::StatusOr<std::unique_ptr<StateStore>> store =
-      StateStore::Create({}, MakeMemoryStorage(), absl::Now, [](const std::string&) {});
+      LocalStateStore::Create({}, MakeMemoryStorage(), absl::Now, [](const std::string&) {});
   return std::make_unique<StateAccess>(std::move(identity), "", *std::move(store),
                                        ServerOptions().state_max_transit_bytes);
 }
@@ -125,13 +125,12 @@ absl::StatusOr<StateAccess::Left> StateAccess::Leave(const std::string& owner,
   Left left;
   std::string blob = EncodeSnapshot(snapshot, identity_, key_);
   if (options.has_save_state_as()) {
-    absl::StatusOr<v1::StateInfo> info =
-        Keep(blob,
-             {.owner = owner,
-              .label = options.save_state_as(),
-              .parent = options.state_id(),
-              .position = snapshot.image->position},
-             ToTtl(options.ttl_seconds()));
+    absl::StatusOr<v1::StateInfo> info = Keep(blob,
+                                              {.owner = owner,
+                                               .label = options.save_state_as(),
+                                               .parent = options.state_id(),
+                                               .position = snapshot.image->position},
+                                              ToTtl(options.ttl_seconds()));
     if (!info.ok()) return info.status();
     left.info = *std::move(info);
     if (options.replace() && options.has_state_id()) {
@@ -164,8 +163,8 @@ absl::StatusOr<v1::StateInfo> StateAccess::Fork(const std::string& owner, const 
   if (auto snapshot = DecodeSnapshot(*blob, identity_, key_); !snapshot.ok()) {
     return snapshot.status();
   }
-  return Keep(*blob,
-              {.owner = owner, .label = label, .parent = id, .position = record->position}, ttl);
+  return Keep(*blob, {.owner = owner, .label = label, .parent = id, .position = record->position},
+              ttl);
 }
 
 }  // namespace osdn

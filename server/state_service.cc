@@ -99,7 +99,7 @@ class ImportCall final : public grpc::ServerReadReactor<v1::ImportStateRequest> 
   void Keep() {
     environment_->storage->Post([this] {
       if (absl::Status s = CheckLabel("label", label_); !s.ok()) return Finish(ToGrpcStatus(s));
-      absl::StatusOr<v1::StateInfo> info = 
+      absl::StatusOr<v1::StateInfo> info =
           environment_->states->Import(environment_->owner(), blob_, label_, ttl_);
       blob_.clear();
       hold_ = {};  // by the time that the client knows
@@ -149,9 +149,8 @@ grpc::ServerUnaryReactor* StateService::ForkState(grpc::CallbackServerContext* c
                                                   v1::ForkStateResponse* response) {
   return Run(context, [request, response](const CallEnvironment& environment) {
     if (absl::Status s = CheckLabel("label", request->label()); !s.ok()) return s;
-    absl::StatusOr<v1::StateInfo> info =
-        environment.states->Fork(environment.owner(), request->state_id(), request->label(),
-                                 ToTtl(request->ttl_seconds()));
+    absl::StatusOr<v1::StateInfo> info = environment.states->Fork(
+        environment.owner(), request->state_id(), request->label(), ToTtl(request->ttl_seconds()));
     if (!info.ok()) return info.status();
     *response->mutable_state() = *std::move(info);
     return absl::OkStatus();
@@ -168,8 +167,10 @@ grpc::ServerUnaryReactor* StateService::ListStates(grpc::CallbackServerContext* 
       return InvalidRequestError({violation});
     }
     const size_t size = request->page_size() == 0 ? kDefaultPage : request->page_size();
-    std::vector<StateRecord> records =
+    absl::StatusOr<std::vector<StateRecord>> found =
         environment.states->store().List(environment.owner(), request->page_token(), size + 1);
+    if (!found.ok()) return found.status();
+    std::vector<StateRecord>& records = *found;
     const bool more = records.size() > size;
     if (more) records.pop_back();
     for (const StateRecord& record : records) *response->add_states() = ToStateInfo(record);

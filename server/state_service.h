@@ -15,8 +15,8 @@ namespace osdn {
 class StateService final : public v1::StateService::CallbackService {
  public:
   // What a call that needs this scope has, or why it is not served.
-  using Admit = std::function<absl::StatusOr<CallEnvironment>(
-      grpc::CallbackServerContext* context, Scope scope, absl::string_view what)>;
+  using Admit = std::function<absl::StatusOr<CallEnvironment>(grpc::CallbackServerContext* context,
+                                                              Scope scope, absl::string_view what)>;
   explicit StateService(Admit admit) : admit_(std::move(admit)) {}
 
   grpc::ServerUnaryReactor* SaveState(grpc::CallbackServerContext* context,
@@ -42,8 +42,7 @@ class StateService final : public v1::StateService::CallbackService {
  private:
   using Work = std::function<absl::Status(const CallEnvironment& environment)>;
   // Runs `work` on a storage thread and ends the call with what it says.
-  grpc::ServerUnaryReactor* Run(grpc::CallbackServerContext* context,
-                                Work work);
+  grpc::ServerUnaryReactor* Run(grpc::CallbackServerContext* context, Work work);
 
   const Admit admit_;
 };

@@ -48,9 +48,8 @@ absl::Status CheckTlsFiles(const TlsFiles& files) {
 absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> TlsCredentials(const TlsFiles& files) {
   if (absl::Status s = CheckTlsFiles(files); !s.ok()) return s;
   namespace tls = grpc::experimental;
-  tls::TlsServerCredentialsOptions options(
-      std::make_shared<tls::FileWatcherCertificateProvider>(files.key, files.cert, files.client_ca,
-                                                            kReloadSeconds));
+  tls::TlsServerCredentialsOptions options(std::make_shared<tls::FileWatcherCertificateProvider>(
+      files.key, files.cert, files.client_ca, kReloadSeconds));
   options.watch_identity_key_cert_pairs();
   if (!files.client_ca.empty()) {
     options.watch_root_certs();

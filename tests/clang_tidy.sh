@@ -7,7 +7,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 export EXTRA_CHECKS=
 if [[ ${1-} == --analyzer ]]; then
-  EXTRA_CHECKS=clang-analyzer-core.*,clang-analyzer-cplusplus.*,clang-analyzer-deadcode.*
+  EXTRA_CHECKS='clang-analyzer-core.*,clang-analyzer-cplusplus.*,clang-analyzer-deadcode.*'
   shift
 fi
 build_dir=${1:?usage: tests/clang_tidy.sh [--analyzer] BUILD_DIR [FILE...]}

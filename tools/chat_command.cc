@@ -17,9 +17,9 @@
 #include "tools/command.h"
 #include "tools/generation_flags.h"
 #include "tools/inference_client.h"
-#include "tools/server_flags.h"
 #include "tools/interrupt.h"
 #include "tools/line_reader.h"
+#include "tools/server_flags.h"
 
 namespace osdn::tools {
 namespace {

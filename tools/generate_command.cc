@@ -18,10 +18,10 @@
 #include "tools/file_util.h"
 #include "tools/generation_flags.h"
 #include "tools/inference_client.h"
-#include "tools/server_flags.h"
 #include "tools/interrupt.h"
 #include "tools/local_server.h"
 #include "tools/score.h"
+#include "tools/server_flags.h"
 
 namespace osdn::tools {
 namespace {

@@ -32,7 +32,8 @@ int Run(int argc, char** argv) {
   osdn::tools::AddHealthCommand(app, &action);
   osdn::tools::AddKeyCommand(app, &action);
 #else
-  app.footer("Built without gRPC: generate, chat, state, compile-prompt, health and key are left out.");
+  app.footer(
+      "Built without gRPC: generate, chat, state, compile-prompt, health and key are left out.");
 #endif
   try {
     app.parse(argc, argv);

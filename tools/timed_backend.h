@@ -63,8 +63,7 @@ class TimedBackend final : public kernels::Backend {
       const kernels::StepInputs& step,
       absl::FunctionRef<absl::Status(const kernels::BatchView& batch)> body) override;
   int host_threads() const override { return inner_->host_threads(); }
-  void RunOnHost(int64_t tasks,
-                 absl::FunctionRef<void(int64_t index, int thread)> task) override {
+  void RunOnHost(int64_t tasks, absl::FunctionRef<void(int64_t index, int thread)> task) override {
     inner_->RunOnHost(tasks, task);
   }
 

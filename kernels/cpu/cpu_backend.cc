@@ -117,8 +117,7 @@ class CpuBackend : public Backend {
   }
 
   int host_threads() const override { return threads_.count(); }
-  void RunOnHost(int64_t tasks,
-                 absl::FunctionRef<void(int64_t index, int thread)> task) override {
+  void RunOnHost(int64_t tasks, absl::FunctionRef<void(int64_t index, int thread)> task) override {
     threads_.For(tasks, tasks * kHostTaskCost, task);
   }
 

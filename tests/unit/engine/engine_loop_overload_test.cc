@@ -298,9 +298,9 @@ TEST_F(EngineLoopTest, DrainEndsWhatIsLeftAfterTheTimeout) {
   EXPECT_EQ(begun.finished.reason, FinishReason::kDrained);
   EXPECT_TRUE(begun.finished.status.ok());
   ASSERT_NE(begun.finished.state, nullptr);
-  ASSERT_FALSE(begun.tokens.empty());
-  EXPECT_EQ(begun.finished.state->pending_token, begun.tokens.back());
-  EXPECT_EQ(begun.finished.state->random_index, begun.tokens.size());
+  ASSERT_FALSE(begun.ids.empty());
+  EXPECT_EQ(begun.finished.state->pending_token, begun.ids.back());
+  EXPECT_EQ(begun.finished.state->random_index, begun.ids.size());
   const Outcome waiting = ReadAll(queued.get());
   EXPECT_EQ(waiting.finished.reason, FinishReason::kError);
   EXPECT_EQ(waiting.finished.status.code(), absl::StatusCode::kUnavailable);

@@ -53,9 +53,9 @@ class StateStoreTest : public ::testing::TestWithParam<bool> {
   }
   std::unique_ptr<StateStore> Open(StateStore::Options options,
                                    std::unique_ptr<StateStorage> storage) {
-    auto store =
-        StateStore::Create(options, std::move(storage), Now,
-                           [this](const std::string& problem) { problems_.push_back(problem); });
+    auto store = LocalStateStore::Create(
+        options, std::move(storage), Now,
+        [this](const std::string& problem) { problems_.push_back(problem); });
     EXPECT_TRUE(store.ok()) << store.status();
     return *std::move(store);
   }
@@ -112,8 +112,8 @@ TEST_P(StateStoreTest, OwnersSeeTheirOwnOnly) {
   EXPECT_EQ(store->Read("bob", id).status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(store->Find("", id).status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(store->Delete("bob", id).code(), absl::StatusCode::kNotFound);
-  EXPECT_THAT(store->List("bob", "", 10), IsEmpty());
-  EXPECT_THAT(store->List("alice", "", 10), SizeIs(1));
+  EXPECT_THAT(*store->List("bob", "", 10), IsEmpty());
+  EXPECT_THAT(*store->List("alice", "", 10), SizeIs(1));
   EXPECT_TRUE(store->Read("alice", id).ok());
 }
 
@@ -138,7 +138,7 @@ TEST_P(StateStoreTest, StatesExpire) {
   const std::string normal = Put(store.get(), "y", "", absl::Hours(100));  // at most the store's
   now += absl::Minutes(2);
   EXPECT_EQ(store->Read("", brief).status().code(), absl::StatusCode::kNotFound);
-  EXPECT_THAT(store->List("", "", 10), SizeIs(1));
+  EXPECT_THAT(*store->List("", "", 10), SizeIs(1));
   Put(store.get(), "z");  // takes the place of the expired one
   now += absl::Hours(1);
   EXPECT_EQ(store->Find("", normal).status().code(), absl::StatusCode::kNotFound);
@@ -154,7 +154,7 @@ TEST_P(StateStoreTest, PagesCoverEverythingOnce) {
   std::set<std::string> listed;
   std::string after;
   while (true) {
-    const std::vector<StateRecord> page = store->List("", after, 10);
+    const std::vector<StateRecord> page = *store->List("", after, 10);
     if (page.empty()) break;
     for (const StateRecord& record : page) EXPECT_TRUE(listed.insert(record.id).second);
     after = page.back().id;

@@ -19,17 +19,27 @@ TEST(MetricsTest, HasEveryMetricOfTheContract) {
   metrics.CallDone("/osdn.v1.InferenceService/Generate", "OK", absl::Milliseconds(20));
   metrics.Rejected("queue_full");
   const std::string text = metrics.Text();
-  for (const char* name :
-       {"osdn_requests_total{", "osdn_requests_running ", "osdn_requests_queued ",
-        "osdn_time_to_first_token_seconds_bucket", "osdn_inter_token_latency_seconds_bucket",
-        "osdn_request_queue_seconds_bucket", "osdn_request_duration_seconds_bucket",
-        "osdn_prompt_tokens_total ", "osdn_generation_tokens_total ",
-        "osdn_prefix_cache_queries_total ", "osdn_prefix_cache_hits_total ",
-        "osdn_prefix_cache_cached_tokens_total ", "osdn_state_slots_used ",
-        "osdn_state_slots_total ", "osdn_state_bytes{tier=\"slots\"}",
-        "osdn_state_evictions_total{tier=\"store\",reason=\"expired\"}", "osdn_batch_size_bucket",
-        "osdn_step_seconds_bucket{phase=\"forward\"", "osdn_nonfinite_total ",
-        "osdn_rejected_total{reason=\"queue_full\"} 1", "osdn_build_info{"}) {
+  for (const char* name : {"osdn_requests_total{",
+                           "osdn_requests_running ",
+                           "osdn_requests_queued ",
+                           "osdn_time_to_first_token_seconds_bucket",
+                           "osdn_inter_token_latency_seconds_bucket",
+                           "osdn_request_queue_seconds_bucket",
+                           "osdn_request_duration_seconds_bucket",
+                           "osdn_prompt_tokens_total ",
+                           "osdn_generation_tokens_total ",
+                           "osdn_prefix_cache_queries_total ",
+                           "osdn_prefix_cache_hits_total ",
+                           "osdn_prefix_cache_cached_tokens_total ",
+                           "osdn_state_slots_used ",
+                           "osdn_state_slots_total ",
+                           "osdn_state_bytes{tier=\"slots\"}",
+                           "osdn_state_evictions_total{tier=\"store\",reason=\"expired\"}",
+                           "osdn_batch_size_bucket",
+                           "osdn_step_seconds_bucket{phase=\"forward\"",
+                           "osdn_nonfinite_total ",
+                           "osdn_rejected_total{reason=\"queue_full\"} 1",
+                           "osdn_build_info{"}) {
     EXPECT_THAT(text, HasSubstr(name));
   }
 }
