@@ -18,7 +18,7 @@ build_packages=(
 )
 runtime_packages=(
   ca-certificates libabsl20220623 libgrpc++1.51 libprotobuf32 libssl3 libyaml-cpp0.7
-  libspdlog1.10 libfmt9 libedit2 libdnnl2 libhwy1 libgomp1
+  libspdlog1.10 libfmt9 libedit2 libcpp-httplib0.11 libdnnl2 libhwy1 libgomp1
 )
 test_packages=(
   git clang-format clang-tidy shellcheck libgtest-dev libgmock-dev libbenchmark-dev

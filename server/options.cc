@@ -54,6 +54,30 @@ std::vector<OptionSpec> MakeTable() {
        "ping a silent client this often; one that does not answer within 20s is gone and its "
        "requests end",
        DurationOption{&O::keepalive_time, absl::Seconds(1), absl::Hours(24)}},
+      {"--http-address", "http.address", "HOST:PORT",
+       "where to listen for HTTP: OpenAI's API and the chat page; port 0 takes a free one, which "
+       "the log names; `none` is off",
+       TextOption{&O::http_address}},
+      {"--http-max-connections", "http.max_connections", "N",
+       "connections, and so streams, at once; beyond, those without a request give way, then 503",
+       IntOption{&O::http_max_connections, 1, 65536}},
+      {"--http-max-body-bytes", "http.max_body_bytes", "BYTES",
+       "largest request body; a larger one is 413",
+       IntOption{&O::http_max_body_bytes, 1024, 1 << 30}},
+      {"--http-read-timeout", "http.read_timeout", "DURATION",
+       "for the head of a request, and again for its body, to arrive",
+       DurationOption{&O::http_read_timeout, absl::Milliseconds(100), absl::Hours(1)}},
+      {"--http-idle-timeout", "http.idle_timeout", "DURATION",
+       "a connection without a request is closed after so long",
+       DurationOption{&O::http_idle_timeout, absl::Seconds(1), absl::Hours(24)}},
+      {"--http-write-timeout", "http.write_timeout", "DURATION",
+       "a client that takes nothing of its answer for so long is gone",
+       DurationOption{&O::http_write_timeout, absl::Milliseconds(100), absl::Hours(24)}},
+      {"--http-cors-origins", "http.cors_origins", "ORIGINS",
+       "web pages of these origins may call, separated by commas, e.g. https://chat.example; `*` "
+       "is "
+       "all of them, `none` only the server's own",
+       TextOption{&O::http_cors_origins}},
       {"--max-slots", "scheduler.max_slots", "N",
        "sequences that run at once; each holds one state, whose size the log names",
        IntOption{&O::max_slots, 1, 65536}},
@@ -166,6 +190,19 @@ absl::Status SetChoice(const ChoiceOption& option, absl::string_view text, Serve
   return Wanted(text, absl::StrCat("one of ", absl::StrJoin(option.choices, ", ")));
 }
 
+void CheckAddress(absl::string_view flag, const std::string& text, bool insecure,
+                  std::vector<std::string>* problems) {
+  const absl::StatusOr<Address> address = ParseAddress(text);
+  if (!address.ok()) {
+    problems->push_back(absl::StrCat(flag, ": ", address.status().message()));
+  } else if (!address->is_loopback() && !insecure) {
+    problems->push_back(absl::StrCat(
+        flag, ": ", text,
+        " can be reached from other machines, and the connection is neither encrypted nor "
+        "authenticated: give --insecure if that is wanted, or listen on 127.0.0.1"));
+  }
+}
+
 absl::string_view SourceName(OptionSource source) {
   switch (source) {
     case OptionSource::kDefault:
@@ -231,14 +268,9 @@ absl::Status CheckOptions(const ServerOptions& options) {
   if (options.model_dir.empty()) {
     problems.push_back("--model is required: the directory that `osdn-tools convert` wrote");
   }
-  const absl::StatusOr<Address> address = ParseAddress(options.grpc_address);
-  if (!address.ok()) {
-    problems.push_back(absl::StrCat("--grpc-address: ", address.status().message()));
-  } else if (!address->is_loopback() && !options.insecure) {
-    problems.push_back(absl::StrCat(
-        "--grpc-address: ", options.grpc_address,
-        " can be reached from other machines, and the connection is neither encrypted nor "
-        "authenticated: give --insecure if that is wanted, or listen on 127.0.0.1"));
+  CheckAddress("--grpc-address", options.grpc_address, options.insecure, &problems);
+  if (options.http_address != kNoHttp) {
+    CheckAddress("--http-address", options.http_address, options.insecure, &problems);
   }
   if (options.max_tokens_default > options.max_tokens_limit) {
     problems.push_back(absl::StrCat("--max-tokens-default: ", options.max_tokens_default,

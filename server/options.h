@@ -18,6 +18,8 @@ namespace osdn {
 
 inline constexpr char kStatesInMemory[] = "memory";  // as state_dir
 inline constexpr char kNoStateKey[] = "none";        // as state_key_file
+inline constexpr char kNoHttp[] = "none";            // as http_address
+inline constexpr char kNoCorsOrigins[] = "none";     // as http_cors_origins
 
 // Values of all options; the initialisers are the defaults. Help and ranges are in OptionTable().
 struct ServerOptions {
@@ -30,6 +32,13 @@ struct ServerOptions {
   bool insecure = false;
   int64_t max_message_bytes = 4 << 20;
   absl::Duration keepalive_time = absl::Seconds(60);
+  std::string http_address = "127.0.0.1:8080";
+  int64_t http_max_connections = 512;
+  int64_t http_max_body_bytes = 4 << 20;
+  absl::Duration http_read_timeout = absl::Seconds(30);
+  absl::Duration http_idle_timeout = absl::Seconds(30);
+  absl::Duration http_write_timeout = absl::Seconds(60);
+  std::string http_cors_origins = kNoCorsOrigins;
   int64_t max_slots = 32;
   int64_t max_prefill_tokens = 256;
   int64_t max_queued_requests = 256;

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "server/http/gateway.h"
 #include "server/model_info.h"
 
 namespace osdn {
@@ -80,6 +81,7 @@ Server::Server(const ServerOptions& options, std::shared_ptr<spdlog::logger> log
 
 Server::~Server() {
   if (engine_ != nullptr) engine_->Drain(std::chrono::milliseconds(0));
+  if (gateway_ != nullptr) gateway_->Stop(absl::FromChrono(kFlushTime));
   if (grpc_server_ != nullptr) {
     grpc_server_->Shutdown(std::chrono::system_clock::now() + kFlushTime);
     grpc_server_->Wait();
@@ -108,6 +110,29 @@ absl::Status Server::Start() {
   address_.port = static_cast<uint16_t>(port);
   SetServing(false);
   logger_->info("listening on {} (gRPC, plaintext)", address_.ToString());
+  return StartHttp();
+}
+
+absl::Status Server::StartHttp() {
+  if (options_.http_address == kNoHttp) return absl::OkStatus();
+  GatewayHooks hooks;
+  hooks.environment = [this] { return service_.Environment(); };
+  hooks.health = [this] { return Serving(); };
+  absl::StatusOr<std::unique_ptr<Gateway>> gateway = Gateway::Listen(options_, std::move(hooks));
+  if (!gateway.ok()) return gateway.status();
+  gateway_ = *std::move(gateway);
+  logger_->info("http://{} (OpenAI API, plaintext)", gateway_->address().ToString());
+  return absl::OkStatus();
+}
+
+const Address* Server::http_address() const {
+  return gateway_ == nullptr ? nullptr : &gateway_->address();
+}
+
+absl::Status Server::Serving() const {
+  if (!healthy_.load()) return absl::UnavailableError("the device failed: the log says how");
+  if (draining_.load()) return absl::UnavailableError("draining: the server is about to end");
+  if (!loaded_.load()) return absl::UnavailableError("the model is loading");
   return absl::OkStatus();
 }
 
@@ -127,6 +152,7 @@ absl::Status Server::Load() {
   LogModel();
   if (absl::Status s = OpenStates(); !s.ok()) return s;
   service_.Serve(engine_.get(), states_.get());
+  loaded_.store(true);
   SetServing(true);
   logger_->info("serving on {}, loaded in {}", address_.ToString(),
                 absl::FormatDuration(absl::Trunc(absl::Now() - start, absl::Milliseconds(1))));
@@ -195,6 +221,7 @@ void Server::LogModel() const {
 }
 
 void Server::Drain(absl::Duration propagation, absl::Duration timeout) {
+  draining_.store(true);
   SetServing(false);
   if (propagation > absl::ZeroDuration()) {
     logger_->info("draining: health is NOT_SERVING, new calls are refused in {}",
@@ -207,6 +234,7 @@ void Server::Drain(absl::Duration propagation, absl::Duration timeout) {
                   stats.queued, absl::FormatDuration(timeout));
     engine_->Drain(std::chrono::milliseconds(absl::ToInt64Milliseconds(timeout)));
   }
+  if (gateway_ != nullptr) gateway_->Stop(absl::FromChrono(kFlushTime));
   grpc_server_->Shutdown(std::chrono::system_clock::now() + kFlushTime);
   logger_->info("drained");
 }

@@ -5,6 +5,7 @@
 #include <grpcpp/server.h>
 #include <spdlog/logger.h>
 
+#include <atomic>
 #include <memory>
 #include <string>
 
@@ -19,6 +20,8 @@
 #include "server/state_service.h"
 
 namespace osdn {
+
+class Gateway;
 
 // Listen -> Load -> (serves) -> Drain. Methods are called by one thread, in this order; any of the
 // later ones may be left out.
@@ -51,11 +54,16 @@ class Server {
 
   // Where it listens, with the port it got.
   const Address& address() const { return address_; }
+  // The same of HTTP; null where it is off.
+  const Address* http_address() const;
 
  private:
   Server(const ServerOptions& options, std::shared_ptr<spdlog::logger> logger);
 
   absl::Status Start();
+  absl::Status StartHttp();
+  // What /health says. Of any thread.
+  absl::Status Serving() const;
   void SetServing(bool serving);
   void LogModel() const;
   absl::Status OpenStates();
@@ -63,13 +71,16 @@ class Server {
   const ServerOptions options_;
   const std::shared_ptr<spdlog::logger> logger_;
   Address address_;
-  bool healthy_ = true;
+  std::atomic<bool> healthy_{true};
+  std::atomic<bool> loaded_{false};
+  std::atomic<bool> draining_{false};
   // Destroyed in reverse: the RPC server waits for its calls, which need service and engine.
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<StateAccess> states_;
   InferenceService service_;
   StateService state_service_;
   std::unique_ptr<grpc::Server> grpc_server_;
+  std::unique_ptr<Gateway> gateway_;
 };
 
 }  // namespace osdn
