@@ -23,6 +23,7 @@ runtime_packages=(
 test_packages=(
   git clang-format clang-tidy shellcheck libgtest-dev libgmock-dev libbenchmark-dev
   python3-venv python3-torch python3-numpy libopenblas0-pthread
+  chromium  # the chat page is tested in a real browser
 )
 container_packages=(buildah debootstrap)
 

@@ -96,6 +96,7 @@ print_next_steps() {
 The server runs on $address (pid $(running_pid), log $log_file). Go on with:
 
   Chat        $build_dir/bin/osdn-tools chat --address $address
+  Chat page   http://127.0.0.1:$http_port/
   OpenAI API  http://127.0.0.1:$http_port/v1
   Generate    $build_dir/bin/osdn-tools generate --address $address --prompt "The little dog"
   Stop        deploy/quickstart.sh --stop

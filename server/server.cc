@@ -121,7 +121,7 @@ absl::Status Server::StartHttp() {
   absl::StatusOr<std::unique_ptr<Gateway>> gateway = Gateway::Listen(options_, std::move(hooks));
   if (!gateway.ok()) return gateway.status();
   gateway_ = *std::move(gateway);
-  logger_->info("http://{} (OpenAI API, plaintext)", gateway_->address().ToString());
+  logger_->info("http://{} (OpenAI API, chat page; plaintext)", gateway_->address().ToString());
   return absl::OkStatus();
 }
 

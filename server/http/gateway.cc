@@ -11,6 +11,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "server/http/chat_page.h"
 #include "server/http/connection_watch.h"
 #include "server/http/handlers.h"
 #include "server/http/http_server.h"
@@ -30,13 +31,20 @@ struct Route {
   ApiHandler handle;
 };
 
-constexpr std::array<Route, 4> kApiRoutes = {{
+constexpr std::array<Route, 11> kApiRoutes = {{
     {"GET", "/v1/models", ListModels},
     {"GET", "/v1/models/*", GetModel},
     {"POST", "/v1/completions", CreateCompletion},
     {"POST", "/v1/chat/completions", CreateChatCompletion},
+    {"POST", "/v1/responses", CreateResponse},
+    {"DELETE", "/v1/responses/*", DeleteResponse},
+    {"GET", "/osdn/v1/states", ListStates},
+    {"POST", "/osdn/v1/states", SaveState},
+    {"GET", "/osdn/v1/states/*", GetState},
+    {"DELETE", "/osdn/v1/states/*", DeleteState},
+    {"POST", "/osdn/v1/states/*", ForkState},
 }};
-constexpr std::array<absl::string_view, 2> kOwnPaths = {"/health", "/metrics"};
+constexpr std::array<absl::string_view, 3> kOwnPaths = {"/", "/health", "/metrics"};
 
 bool Matches(absl::string_view pattern, absl::string_view path) {
   if (!absl::ConsumeSuffix(&pattern, "*")) return pattern == path;
@@ -148,6 +156,7 @@ class GatewayOverHttp final : public Gateway {
   }
 
   HttpResponse Dispatch(const HttpRequest& request) const {
+    if (request.path == "/") return Page();
     if (request.path == "/health") return Health();
     if (request.path == "/metrics") return Metrics();
     std::optional<CallEnvironment> environment = hooks_.environment();
@@ -163,6 +172,17 @@ class GatewayOverHttp final : public Gateway {
       }
     }
     return ErrorPage(404, absl::StrCat("no such path: ", request.path));  // Admit said so before
+  }
+
+  static HttpResponse Page() {
+    HttpResponse response;
+    response.content_type = "text/html; charset=utf-8";
+    response.body = ChatPage();
+    response.headers = {{"Content-Security-Policy", ChatPagePolicy()},
+                        {"Cache-Control", "no-cache"},
+                        {"Referrer-Policy", "no-referrer"},
+                        {"X-Frame-Options", "DENY"}};
+    return response;
   }
 
   HttpResponse Health() const {

@@ -19,6 +19,16 @@ HttpResponse ListModels(const HandlerContext& context, const HttpRequest& reques
 HttpResponse GetModel(const HandlerContext& context, const HttpRequest& request);
 HttpResponse CreateCompletion(const HandlerContext& context, const HttpRequest& request);
 HttpResponse CreateChatCompletion(const HandlerContext& context, const HttpRequest& request);
+HttpResponse CreateResponse(const HandlerContext& context, const HttpRequest& request);
+// Of the response named by the path's rest, the state: the answer itself is not kept.
+HttpResponse DeleteResponse(const HandlerContext& context, const HttpRequest& request);
+
+// StateService's methods; the path's rest is the state's id.
+HttpResponse ListStates(const HandlerContext& context, const HttpRequest& request);
+HttpResponse GetState(const HandlerContext& context, const HttpRequest& request);
+HttpResponse DeleteState(const HandlerContext& context, const HttpRequest& request);
+HttpResponse ForkState(const HandlerContext& context, const HttpRequest& request);
+HttpResponse SaveState(const HandlerContext& context, const HttpRequest& request);
 
 }  // namespace osdn
 

@@ -34,6 +34,8 @@ constexpr size_t kMaxPathBytes = 512;
 // What a body takes on the wire when it comes in very small chunks; the body's own size is bounded
 // by the option.
 constexpr size_t kWireBytesPerBodyByte = 8;
+// Kernel memory that a client which does not read may hold; the default goes up to megabytes.
+constexpr int kSendBufferBytes = 128 << 10;
 // When the process has no descriptors left: until some connection ends.
 constexpr absl::Duration kAcceptPause = absl::Milliseconds(10);
 constexpr char kRefusalBody[] =
@@ -157,6 +159,7 @@ class ServerOverHttplib final : public HttpServer, private httplib::Server {
   void Admit(int socket) {
     const int on = 1;
     setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+    setsockopt(socket, SOL_SOCKET, SO_SNDBUF, &kSendBufferBytes, sizeof(kSendBufferBytes));
     absl::MutexLock lock(&mutex_);
     const auto most = static_cast<size_t>(options_.max_connections);
     if (connections_.size() >= most && !EvictOne()) {

@@ -238,7 +238,7 @@ void ReadCommon(JsonFields* fields, OpenAiRequest* request, v1::GenerateRequest*
   ReadExtensions(fields, request, generate);
   ReadConstraint(fields, request, generate);
   ReadStream(fields, &request->style);
-  if (auto n = fields->Whole("n")) {
+  if (auto n = fields->Whole("n", std::numeric_limits<int32_t>::max())) {
     generate->mutable_sampling()->set_n(static_cast<uint32_t>(*n));
     request->style.choices = static_cast<uint32_t>(*n);
   }

@@ -223,3 +223,72 @@ def test_a_full_queue_says_when_to_come_back(servers, bundled_model):
         assert int(error.value.response.headers["retry-after"]) >= 1
         running.close()
         wait_until(lambda: is_idle(server), "what was refused or left leaves nothing")
+
+
+def test_responses_go_on_from_each_other(api, bundled):
+    asked = {"model": MODEL, "temperature": 0, "max_output_tokens": 40}
+    first = api.responses.create(input="My locker number is 4817.", **asked)
+    assert first.status == "completed" and first.store and first.output_text
+    second = api.responses.create(input="What is my locker number?",
+                                  previous_response_id=first.id, **asked)
+    assert "4817" in second.output_text and second.previous_response_id == first.id
+    assert second.usage.input_tokens_details.cached_tokens >= first.usage.total_tokens - 2
+    # The same first one again: a fork.
+    fork = api.responses.create(input="What is my locker number?", previous_response_id=first.id,
+                                store=False, **asked)
+    assert fork.output_text == second.output_text
+    with pytest.raises(openai.NotFoundError, match=fork.id):
+        api.responses.create(input="x", previous_response_id=fork.id, **asked)
+    api.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError, match=first.id):
+        api.responses.create(input="x", previous_response_id=first.id, **asked)
+
+
+def test_responses_stream(api):
+    asked = {"model": MODEL, "max_output_tokens": 12, "instructions": "Be brief.",
+             "input": [{"role": "user", "content": [{"type": "input_text", "text": "Tell a story."}]}]}
+    whole = api.responses.create(**asked, extra_body={"seed": 11})
+    assert whole.status == "incomplete"
+    assert whole.incomplete_details.reason == "max_output_tokens"
+    events = list(api.responses.create(**asked, stream=True, extra_body={"seed": 11}))
+    assert [e.sequence_number for e in events] == list(range(len(events)))
+    assert [e.type for e in events[:4]] == [
+        "response.created", "response.in_progress", "response.output_item.added",
+        "response.content_part.added"]
+    assert [e.type for e in events[-4:]] == [
+        "response.output_text.done", "response.content_part.done", "response.output_item.done",
+        "response.incomplete"]
+    text = "".join(e.delta for e in events if e.type == "response.output_text.delta")
+    assert text == events[-4].text == events[-1].response.output_text == whole.output_text
+    with api.responses.stream(model=MODEL, input="My locker number is 4817.", temperature=0,
+                              max_output_tokens=60) as stream:
+        assert "4817" in stream.get_final_response().output_text
+    with pytest.raises(openai.BadRequestError) as error:
+        api.responses.create(model=MODEL, input="x", tools=[{"type": "web_search"}], top_p=9,
+                             max_output_tokens=10**9)
+    fields = {violation["field"] for violation in error.value.body["violations"]}
+    assert fields == {"tools", "top_p", "max_output_tokens"}
+
+
+def test_states_routes(api):
+    root = str(api.base_url).removesuffix("v1/") + "osdn/v1/states"
+    saved = api.post(root, cast_to=object, body={
+        "label": "preface", "messages": [{"role": "user", "content": "My name is Ada."}]})
+    assert saved["label"] == "preface" and saved["position"] > 0
+    fork = api.post(f"{root}/{saved['state_id']}/fork", cast_to=object, body={"label": "copy"})
+    assert fork["parent_id"] == saved["state_id"] and fork["position"] == saved["position"]
+    answer = api.chat.completions.create(model=MODEL, messages=[], max_tokens=5,
+                                         extra_body={"state_id": fork["state_id"]})
+    assert answer.usage.prompt_tokens >= saved["position"]
+    page = api.get(f"{root}?limit=1", cast_to=object)
+    assert len(page["data"]) == 1 and page["has_more"]
+    rest = api.get(f"{root}?after={page['last_id']}", cast_to=object)
+    ids = {state["state_id"] for state in page["data"] + rest["data"]}
+    assert {saved["state_id"], fork["state_id"]} <= ids
+    assert api.get(f"{root}/{fork['state_id']}", cast_to=object) == fork
+    for state in (saved, fork):
+        api.delete(f"{root}/{state['state_id']}", cast_to=object)
+        with pytest.raises(openai.NotFoundError):
+            api.get(f"{root}/{state['state_id']}", cast_to=object)
+    with pytest.raises(openai.BadRequestError, match="limit"):
+        api.get(f"{root}?limit=0", cast_to=object)
