@@ -9,6 +9,7 @@ if(OSDN_GRPC)
   find_package(prometheus-cpp CONFIG REQUIRED)
   find_package(PkgConfig REQUIRED)
   pkg_check_modules(hiredis REQUIRED IMPORTED_TARGET hiredis)  # Debian's CMake configuration is broken
+  pkg_check_modules(cpp_httplib REQUIRED IMPORTED_TARGET cpp-httplib)
 endif()
 find_package(yaml-cpp CONFIG REQUIRED)
 find_package(nlohmann_json CONFIG REQUIRED)

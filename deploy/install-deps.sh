@@ -18,11 +18,12 @@ build_packages=(
 )
 runtime_packages=(
   ca-certificates libabsl20220623 libgrpc++1.51 libprotobuf32 libssl3 libyaml-cpp0.7
-  libspdlog1.10 libfmt9 libprometheus-cpp-core1.0 libhiredis0.14 libedit2 libdnnl2 libhwy1 libgomp1
+  libspdlog1.10 libfmt9 libprometheus-cpp-core1.0 libhiredis0.14 libcpp-httplib0.11 libedit2 libdnnl2 libhwy1 libgomp1
 )
 test_packages=(
   git openssl redis-server clang-format clang-tidy shellcheck libgtest-dev libgmock-dev libbenchmark-dev
   python3-venv python3-torch python3-numpy libopenblas0-pthread
+  chromium  # the chat page is tested in a real browser
 )
 container_packages=(buildah debootstrap)
 

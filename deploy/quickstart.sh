@@ -17,6 +17,7 @@ pid_file=$run_dir/server.pid
 log_file=$run_dir/server.log
 model=models/osdn-mini
 port=50051
+http_port=8080
 prompt="Once upon a time"
 once=false
 
@@ -49,14 +50,15 @@ stop_server() {
 
 port_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# Sets `port` to the first free one from `port` on.
+# choose_port NAME: sets the variable to the first free port from its value on.
 choose_port() {
-  local first=$port
-  while port_taken "$port"; do
-    port=$((port + 1))
-    [[ $port -lt $((first + 100)) ]] || die "ports $first to $port are all taken; choose another with --port"
+  local -n chosen=$1
+  local first=$chosen
+  while port_taken "$chosen"; do
+    chosen=$((chosen + 1))
+    [[ $chosen -lt $((first + 100)) ]] || die "ports $first to $chosen are all taken; choose another with --port"
   done
-  [[ $port -eq $first ]] || echo "Port $first is taken; using $port."
+  [[ $chosen -eq $first ]] || echo "Port $first is taken; using $chosen."
 }
 
 build() {
@@ -72,7 +74,7 @@ build() {
 start_server() {
   # A session of its own: closing this terminal or Ctrl-C in it does not reach the server.
   setsid "$build_dir/bin/osdn-server" --model "$model" --grpc-address "$address" \
-    >"$log_file" 2>&1 </dev/null &
+    --http-address "127.0.0.1:$http_port" >"$log_file" 2>&1 </dev/null &
   local pid=$!
   echo "$pid" >"$pid_file"
   for _ in {1..300}; do
@@ -94,6 +96,8 @@ print_next_steps() {
 The server runs on $address (pid $(running_pid), log $log_file). Go on with:
 
   Chat        $build_dir/bin/osdn-tools chat --address $address
+  Chat page   http://127.0.0.1:$http_port/
+  OpenAI API  http://127.0.0.1:$http_port/v1
   Generate    $build_dir/bin/osdn-tools generate --address $address --prompt "The little dog"
   Stop        deploy/quickstart.sh --stop
 
@@ -134,7 +138,8 @@ say "Build ($build_dir)"
 build
 say "Server"
 stop_server
-choose_port
+choose_port port
+choose_port http_port
 address=127.0.0.1:$port
 start_server
 echo "osdn-server serves $model on $address."

@@ -37,6 +37,7 @@ absl::StatusOr<GenerationRequest> ReadRequest(const CallEnvironment& environment
   context.max_tokens_limit = environment.max_tokens_limit;
   context.drawn_seed = DrawSeed();
   std::vector<FieldViolation> violations;
+  if (kind.violations != nullptr) violations = *kind.violations;
   GenerationRequest result = ToGenerationRequest(request, context, &violations);
   if (kind.score != nullptr) ReadContinuations(*kind.score, context, &result, &violations);
   result.scheduling.client = environment.client;

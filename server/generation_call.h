@@ -25,6 +25,8 @@ struct CallKind {
   bool prompt_only = false;
   bool chat = false;                        // the prompt is a ChatRequest's
   const v1::ScoreRequest* score = nullptr;  // its continuations belong to the prompt
+  // What is wrong already, so that all is told at once; outlives the call. Null: nothing.
+  const std::vector<FieldViolation>* violations = nullptr;
 };
 
 // What all calls share: reading the request off the transport's threads, submitting it, and the way

@@ -64,6 +64,30 @@ std::vector<OptionSpec> MakeTable() {
       {"--auth-keys-file", "auth.keys_file", "FILE",
        "API keys (YAML), read again when it changes; `none` lets everybody call",
        TextOption{&O::auth_keys_file}},
+      {"--http-address", "http.address", "HOST:PORT",
+       "where to listen for HTTP: OpenAI's API and the chat page; port 0 takes a free one, which "
+       "the log names; `none` is off",
+       TextOption{&O::http_address}},
+      {"--http-max-connections", "http.max_connections", "N",
+       "connections, and so streams, at once; beyond, those without a request give way, then 503",
+       IntOption{&O::http_max_connections, 1, 65536}},
+      {"--http-max-body-bytes", "http.max_body_bytes", "BYTES",
+       "largest request body; a larger one is 413",
+       IntOption{&O::http_max_body_bytes, 1024, 1 << 30}},
+      {"--http-read-timeout", "http.read_timeout", "DURATION",
+       "for the head of a request, and again for its body, to arrive",
+       DurationOption{&O::http_read_timeout, absl::Milliseconds(100), absl::Hours(1)}},
+      {"--http-idle-timeout", "http.idle_timeout", "DURATION",
+       "a connection without a request is closed after so long",
+       DurationOption{&O::http_idle_timeout, absl::Seconds(1), absl::Hours(24)}},
+      {"--http-write-timeout", "http.write_timeout", "DURATION",
+       "a client that takes nothing of its answer for so long is gone",
+       DurationOption{&O::http_write_timeout, absl::Milliseconds(100), absl::Hours(24)}},
+      {"--http-cors-origins", "http.cors_origins", "ORIGINS",
+       "web pages of these origins may call, separated by commas, e.g. https://chat.example; `*` "
+       "is "
+       "all of them, `none` only the server's own",
+       TextOption{&O::http_cors_origins}},
       {"--max-slots", "scheduler.max_slots", "N",
        "sequences that run at once; each holds one state, whose size the log names",
        IntOption{&O::max_slots, 1, 65536}},
@@ -192,6 +216,20 @@ absl::Status SetChoice(const ChoiceOption& option, absl::string_view text, Serve
   return Wanted(text, absl::StrCat("one of ", absl::StrJoin(option.choices, ", ")));
 }
 
+void CheckAddress(absl::string_view flag, const std::string& text, bool anywhere,
+                  std::vector<std::string>* problems) {
+  const absl::StatusOr<Address> address = ParseAddress(text);
+  if (!address.ok()) {
+    problems->push_back(absl::StrCat(flag, ": ", address.status().message()));
+  } else if (!address->is_loopback() && !anywhere) {
+    problems->push_back(absl::StrCat(
+        flag, ": ", text,
+        " can be reached from other machines, and the connection is not encrypted: give "
+        "--tls-cert-file and --tls-key-file, or --insecure if plaintext is wanted, or listen on "
+        "127.0.0.1"));
+  }
+}
+
 absl::string_view SourceName(OptionSource source) {
   switch (source) {
     case OptionSource::kDefault:
@@ -257,27 +295,23 @@ absl::Status CheckOptions(const ServerOptions& options) {
   if (options.model_dir.empty()) {
     problems.push_back("--model is required: the directory that `osdn-tools convert` wrote");
   }
-  const absl::StatusOr<Address> address = ParseAddress(options.grpc_address);
-  if (!address.ok()) {
-    problems.push_back(absl::StrCat("--grpc-address: ", address.status().message()));
-  } else if (!address->is_loopback() && !options.insecure && !options.tls()) {
-    problems.push_back(absl::StrCat(
-        "--grpc-address: ", options.grpc_address,
-        " can be reached from other machines, and the connection is not encrypted: give "
-        "--tls-cert-file and --tls-key-file, or --insecure if plaintext is wanted, or listen on "
-        "127.0.0.1"));
+  CheckAddress("--grpc-address", options.grpc_address, options.insecure || options.tls(),
+               &problems);
+  if (options.http_address != kOptionNone) {
+    CheckAddress("--http-address", options.http_address, options.insecure || options.tls(),
+                 &problems);
   }
-  if ((options.tls_cert_file == kNone) != (options.tls_key_file == kNone)) {
+  if ((options.tls_cert_file == kOptionNone) != (options.tls_key_file == kOptionNone)) {
     problems.push_back("--tls-cert-file and --tls-key-file: one without the other");
   }
-  if (options.tls_client_ca_file != kNone && !options.tls()) {
+  if (options.tls_client_ca_file != kOptionNone && !options.tls()) {
     problems.push_back("--tls-client-ca-file: wants --tls-cert-file and --tls-key-file too");
   }
   if (options.max_tokens_default > options.max_tokens_limit) {
     problems.push_back(absl::StrCat("--max-tokens-default: ", options.max_tokens_default,
                                     " is more than --max-tokens-limit ", options.max_tokens_limit));
   }
-  if (options.state_redis_address != kNone) {
+  if (options.state_redis_address != kOptionNone) {
     const absl::StatusOr<Address> redis = ParseAddress(options.state_redis_address);
     if (!redis.ok()) {
       problems.push_back(absl::StrCat("--state-redis-address: ", redis.status().message()));

@@ -17,7 +17,7 @@
 namespace osdn {
 
 inline constexpr char kStatesInMemory[] = "memory";  // as state_dir
-inline constexpr char kNone[] = "none";              // of options that may be without
+inline constexpr char kOptionNone[] = "none";        // of options that may be without
 
 // Values of all options; the initialisers are the defaults. Help and ranges are in OptionTable().
 struct ServerOptions {
@@ -28,12 +28,19 @@ struct ServerOptions {
   std::string cpu_isa = "auto";
   std::string grpc_address = "127.0.0.1:50051";
   bool insecure = false;
-  std::string tls_cert_file = kNone;
-  std::string tls_key_file = kNone;
-  std::string tls_client_ca_file = kNone;
-  std::string auth_keys_file = kNone;
+  std::string tls_cert_file = kOptionNone;
+  std::string tls_key_file = kOptionNone;
+  std::string tls_client_ca_file = kOptionNone;
+  std::string auth_keys_file = kOptionNone;
   int64_t max_message_bytes = 4 << 20;
   absl::Duration keepalive_time = absl::Seconds(60);
+  std::string http_address = "127.0.0.1:8080";
+  int64_t http_max_connections = 512;
+  int64_t http_max_body_bytes = 4 << 20;
+  absl::Duration http_read_timeout = absl::Seconds(30);
+  absl::Duration http_idle_timeout = absl::Seconds(30);
+  absl::Duration http_write_timeout = absl::Seconds(60);
+  std::string http_cors_origins = kOptionNone;
   int64_t max_slots = 32;
   int64_t max_prefill_tokens = 256;
   int64_t max_queued_requests = 256;
@@ -48,11 +55,11 @@ struct ServerOptions {
   int64_t state_max_count = 10'000;
   int64_t state_max_transit_bytes = int64_t{1} << 30;
   absl::Duration state_ttl = absl::Hours(24);
-  std::string state_key_file = kNone;
-  std::string state_redis_address = kNone;
+  std::string state_key_file = kOptionNone;
+  std::string state_redis_address = kOptionNone;
   std::string state_redis_prefix = "osdn";
   std::string state_redis_user = "default";
-  std::string state_redis_password_file = kNone;
+  std::string state_redis_password_file = kOptionNone;
   absl::Duration state_redis_timeout = absl::Seconds(2);
   int64_t max_tokens_default = 256;
   int64_t max_tokens_limit = 32768;
@@ -61,7 +68,7 @@ struct ServerOptions {
   std::string log_level = "info";
   std::string log_format = "text";
 
-  bool tls() const { return tls_cert_file != kNone; }
+  bool tls() const { return tls_cert_file != kOptionNone; }
 };
 
 // What an option holds and which values it takes.

@@ -17,6 +17,7 @@
 #include "absl/time/clock.h"
 #include "engine/state_store_redis.h"
 #include "server/call_metrics.h"
+#include "server/http/gateway.h"
 #include "server/model_info.h"
 #include "server/tls.h"
 
@@ -84,7 +85,7 @@ std::string MebiBytes(size_t bytes) {
 absl::StatusOr<std::unique_ptr<Server>> Server::Listen(const ServerOptions& options,
                                                        std::shared_ptr<spdlog::logger> logger) {
   std::unique_ptr<ApiKeys> keys;
-  if (options.auth_keys_file != kNone) {
+  if (options.auth_keys_file != kOptionNone) {
     absl::StatusOr<std::unique_ptr<ApiKeys>> opened =
         ApiKeys::Open(options.auth_keys_file, absl::Now);
     if (!opened.ok()) return opened.status();
@@ -110,6 +111,7 @@ Server::Server(const ServerOptions& options, std::unique_ptr<ApiKeys> keys,
 
 Server::~Server() {
   if (engine_ != nullptr) engine_->Drain(std::chrono::milliseconds(0));
+  if (gateway_ != nullptr) gateway_->Stop(absl::FromChrono(kFlushTime));
   if (grpc_server_ != nullptr) {
     grpc_server_->Shutdown(std::chrono::system_clock::now() + kFlushTime);
     grpc_server_->Wait();
@@ -127,7 +129,8 @@ absl::Status Server::Start() {
     absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> tls = TlsCredentials(
         {.cert = options_.tls_cert_file,
          .key = options_.tls_key_file,
-         .client_ca = options_.tls_client_ca_file == kNone ? "" : options_.tls_client_ca_file});
+         .client_ca =
+             options_.tls_client_ca_file == kOptionNone ? "" : options_.tls_client_ca_file});
     if (!tls.ok()) return tls.status();
     credentials = *std::move(tls);
   }
@@ -151,9 +154,38 @@ absl::Status Server::Start() {
   address_.port = static_cast<uint16_t>(port);
   SetServing(false);
   const char* security = "plaintext";
-  if (options_.tls()) security = options_.tls_client_ca_file == kNone ? "TLS" : "mutual TLS";
+  if (options_.tls()) security = options_.tls_client_ca_file == kOptionNone ? "TLS" : "mutual TLS";
   logger_->info("listening on {} (gRPC, {}, {})", address_.ToString(), security,
                 keys_ == nullptr ? "no API keys" : absl::StrCat(keys_->size(), " API keys"));
+  return StartHttp();
+}
+
+absl::Status Server::StartHttp() {
+  if (options_.http_address == kOptionNone) return absl::OkStatus();
+  GatewayHooks hooks;
+  hooks.admit = [this](const Caller& caller, Scope scope, absl::string_view what) {
+    return service_.Admit(caller, scope, what);
+  };
+  hooks.health = [this] { return Serving(); };
+  hooks.metrics = [this] { return metrics_.Text(); };
+  hooks.count = [this](absl::string_view route, int status, absl::Duration duration) {
+    metrics_.CallDone(route, absl::StrCat(status), duration);
+  };
+  absl::StatusOr<std::unique_ptr<Gateway>> gateway = Gateway::Listen(options_, std::move(hooks));
+  if (!gateway.ok()) return gateway.status();
+  gateway_ = *std::move(gateway);
+  logger_->info("http://{} (OpenAI API, chat page; plaintext)", gateway_->address().ToString());
+  return absl::OkStatus();
+}
+
+const Address* Server::http_address() const {
+  return gateway_ == nullptr ? nullptr : &gateway_->address();
+}
+
+absl::Status Server::Serving() const {
+  if (!healthy_.load()) return absl::UnavailableError("the device failed: the log says how");
+  if (draining_.load()) return absl::UnavailableError("draining: the server is about to end");
+  if (!loaded_.load()) return absl::UnavailableError("the model is loading");
   return absl::OkStatus();
 }
 
@@ -175,6 +207,7 @@ absl::Status Server::Load() {
   LogModel();
   if (absl::Status s = OpenStates(); !s.ok()) return s;
   service_.Serve(engine_.get(), states_.get());
+  loaded_.store(true);
   SetServing(true);
   logger_->info("serving on {}, loaded in {}", address_.ToString(),
                 absl::FormatDuration(absl::Trunc(absl::Now() - start, absl::Milliseconds(1))));
@@ -188,7 +221,7 @@ absl::StatusOr<std::unique_ptr<StateStore>> Server::OpenStore() const {
   const auto report = [logger = logger_](const std::string& problem) {
     logger->warn("states: {}", problem);
   };
-  if (options_.state_redis_address == kNone) {
+  if (options_.state_redis_address == kOptionNone) {
     std::unique_ptr<StateStorage> storage = MakeMemoryStorage();
     if (options_.state_dir != kStatesInMemory) {
       absl::StatusOr<std::unique_ptr<StateStorage>> disk = MakeDiskStorage(options_.state_dir);
@@ -201,7 +234,7 @@ absl::StatusOr<std::unique_ptr<StateStore>> Server::OpenStore() const {
   if (!address.ok()) return address.status();
   RedisClient::Options redis{
       .host = address->host, .port = address->port, .timeout = options_.state_redis_timeout};
-  if (options_.state_redis_password_file != kNone) {
+  if (options_.state_redis_password_file != kOptionNone) {
     absl::StatusOr<std::string> password = ReadPassword(options_.state_redis_password_file);
     if (!password.ok()) return password.status();
     redis.user = options_.state_redis_user;
@@ -212,7 +245,7 @@ absl::StatusOr<std::unique_ptr<StateStore>> Server::OpenStore() const {
 
 absl::Status Server::OpenStates() {
   std::string key;
-  if (options_.state_key_file != kNone) {
+  if (options_.state_key_file != kOptionNone) {
     absl::StatusOr<std::string> read = ReadStateKey(options_.state_key_file);
     if (!read.ok()) return read.status();
     key = *std::move(read);
@@ -220,7 +253,7 @@ absl::Status Server::OpenStates() {
   absl::StatusOr<std::unique_ptr<StateStore>> store = OpenStore();
   if (!store.ok()) return store.status();
   const StateStore::Usage usage = (*store)->usage();
-  const bool redis = options_.state_redis_address != kNone;
+  const bool redis = options_.state_redis_address != kOptionNone;
   logger_->info(
       "states: {} in {}, {}, {}", usage.states,
       redis ? absl::StrCat("Redis at ", options_.state_redis_address) : options_.state_dir,
@@ -286,6 +319,7 @@ void Server::LogModel() const {
 }
 
 void Server::Drain(absl::Duration propagation, absl::Duration timeout) {
+  draining_.store(true);
   SetServing(false);
   if (propagation > absl::ZeroDuration()) {
     logger_->info("draining: health is NOT_SERVING, new calls are refused in {}",
@@ -298,6 +332,7 @@ void Server::Drain(absl::Duration propagation, absl::Duration timeout) {
                   stats.queued, absl::FormatDuration(timeout));
     engine_->Drain(std::chrono::milliseconds(absl::ToInt64Milliseconds(timeout)));
   }
+  if (gateway_ != nullptr) gateway_->Stop(absl::FromChrono(kFlushTime));
   grpc_server_->Shutdown(std::chrono::system_clock::now() + kFlushTime);
   logger_->info("drained");
 }

@@ -5,6 +5,7 @@
 #include <grpcpp/server.h>
 #include <spdlog/logger.h>
 
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
@@ -22,6 +23,8 @@
 #include "server/state_service.h"
 
 namespace osdn {
+
+class Gateway;
 
 // Listen -> Load -> (serves) -> Drain. Methods are called by one thread, in this order; any of the
 // later ones may be left out.
@@ -57,6 +60,8 @@ class Server {
 
   // Where it listens, with the port it got.
   const Address& address() const { return address_; }
+  // The same of HTTP; null where it is off.
+  const Address* http_address() const;
 
  private:
   Server(const ServerOptions& options, std::unique_ptr<ApiKeys> keys,
@@ -64,6 +69,9 @@ class Server {
 
   absl::Status Start();
   std::optional<Metrics::Reading> ReadMetrics();
+  absl::Status StartHttp();
+  // What /health says. Of any thread.
+  absl::Status Serving() const;
   void SetServing(bool serving);
   void LogModel() const;
   absl::StatusOr<std::unique_ptr<StateStore>> OpenStore() const;
@@ -72,8 +80,10 @@ class Server {
   const ServerOptions options_;
   const std::shared_ptr<spdlog::logger> logger_;
   Address address_;
-  bool healthy_ = true;
   std::string keys_problem_;  // that was logged last
+  std::atomic<bool> healthy_{true};
+  std::atomic<bool> loaded_{false};
+  std::atomic<bool> draining_{false};
   // Destroyed in reverse: the RPC server waits for its calls, which need all before it.
   const std::unique_ptr<ApiKeys> keys_;
   Metrics metrics_;
@@ -82,6 +92,7 @@ class Server {
   InferenceService service_;
   StateService state_service_;
   std::unique_ptr<grpc::Server> grpc_server_;
+  std::unique_ptr<Gateway> gateway_;
 };
 
 }  // namespace osdn

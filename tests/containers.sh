@@ -93,9 +93,12 @@ missing=$(in_image sh -c 'ldd /usr/local/bin/osdn-server /usr/local/bin/osdn-too
 
 say "Serve and ask"
 while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done
+http_port=8080
+while (exec 3<>"/dev/tcp/127.0.0.1/$http_port") 2>/dev/null; do http_port=$((http_port + 1)); done
 # The image's own entry point and command, with another address: the network is the host's.
 read -ra command <<<"$(config '{{range .Docker.Config.Entrypoint}}{{.}} {{end}}{{range .Docker.Config.Cmd}}{{.}} {{end}}')"
 command=("${command[@]/0.0.0.0:50051/127.0.0.1:$port}" --drain-propagation 0s)
+command=("${command[@]/0.0.0.0:8080/127.0.0.1:$http_port}")
 server=$(b from --pull-never "$image")
 containers+=("$server")
 b run --network host "$server" -- "${command[@]}" >"$work/server.log" 2>&1 &

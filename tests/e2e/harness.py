@@ -65,6 +65,8 @@ def run_tools(*arguments: str | Path, check: bool = True, **kwargs) -> subproces
 def run_server(*arguments: str | Path, **kwargs) -> subprocess.CompletedProcess:
     """osdn-server with arguments that make it end by itself."""
     kwargs.setdefault("timeout", PATIENCE)
+    if "--grpc-address" in arguments and "--http-address" not in arguments:
+        arguments = (*arguments, "--http-address", "127.0.0.1:0")
     return run_program(SERVER, *arguments, **kwargs)
 
 
@@ -76,7 +78,8 @@ class Server:
         self.log = ""
         self.credentials = credentials
         self._log_lock = threading.Lock()
-        command = [SERVER, "--model", model, "--grpc-address", address, *flags]
+        command = [SERVER, "--model", model, "--grpc-address", address,
+                   "--http-address", "127.0.0.1:0", *flags]
         self.process = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL,
                                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                         text=True, errors="replace")
@@ -98,6 +101,13 @@ class Server:
     @property
     def address(self) -> str:
         return wait_until(self._bound_address, "a line 'listening on HOST:PORT' in the log")
+
+    @property
+    def http_address(self) -> str:
+        """HOST:PORT of HTTP."""
+        found = wait_until(lambda: re.search(r" http://(\S+:\d+) ", self.log),
+                           "a line with http://HOST:PORT in the log")
+        return found.group(1)
 
     def channel(self) -> grpc.Channel:
         """A connection of its own, closed with the server."""

@@ -68,6 +68,7 @@ class ServerTest : public ::testing::Test {
     options_.backend =
         "reference";  // no threads of its own, which the thread sanitizer cannot see into
     options_.grpc_address = "127.0.0.1:0";
+    options_.http_address = kOptionNone;
     options_.max_slots = 4;
     options_.max_tokens_limit = 2'000'000'000;
     logger_ = std::make_shared<spdlog::logger>(
