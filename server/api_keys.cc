@@ -165,7 +165,10 @@ struct ApiKeys::Account {
 ApiKeys::Use::Use(ApiKey key, std::shared_ptr<Account> account, Clock clock)
     : key_(std::move(key)), account_(std::move(account)), clock_(clock) {}
 
-ApiKeys::Use::~Use() {
+ApiKeys::Use::~Use() { Done(); }
+
+void ApiKeys::Use::Done() {
+  if (done_.exchange(true)) return;
   absl::MutexLock lock(&account_->mutex);
   --account_->concurrent;
 }

@@ -2,6 +2,7 @@
 #ifndef OSDN_SERVER_API_KEYS_H_
 #define OSDN_SERVER_API_KEYS_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <ctime>
@@ -76,11 +77,14 @@ class ApiKeys {
     // OK, or PERMISSION_DENIED naming the key, the scope and what it is needed for.
     absl::Status Check(Scope scope, absl::string_view what) const;
     void ChargeTokens(int64_t tokens);
+    // It no longer counts, though it lives.
+    void Done();
 
    private:
     const ApiKey key_;
     const std::shared_ptr<Account> account_;
     const Clock clock_;
+    std::atomic<bool> done_{false};
   };
 
   // NOT_FOUND and the file system's errors, and ParseApiKeys', naming the file.

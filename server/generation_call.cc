@@ -239,7 +239,10 @@ void GenerationCall::Account(const GenerationFinished& finished) {
 }
 
 bool GenerationCall::EndWell(const GenerationFinished& finished, StateAccess::Left left) {
-  if (finished.last) Log(absl::StatusCode::kOk);
+  if (finished.last) {
+    Log(absl::StatusCode::kOk);
+    environment_.key = nullptr;  // a client that knows the end may come again
+  }
   return OnChoice(finished, std::move(left));
 }
 
@@ -258,6 +261,7 @@ void GenerationCall::FailNow(const absl::Status& status) {
   if (absl::IsInternal(status)) {
     environment_.logger->error("{}: {}", kind_.method, std::string(status.message()));
   }
+  environment_.key = nullptr;
   Fail(status);
 }
 

@@ -83,7 +83,7 @@ class GenerationCall : public GenerationSink {
   void FailNow(const absl::Status& status);
   void Log(absl::StatusCode code) const;
 
-  const CallEnvironment environment_;
+  CallEnvironment environment_;
   const CallKind kind_;
   const std::shared_ptr<const v1::GenerateRequest> request_;
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();

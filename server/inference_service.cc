@@ -262,8 +262,10 @@ grpc::ServerUnaryReactor* InferenceService::RenderChat(grpc::CallbackServerConte
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   // A state may have to be read from the disk.
   Executor& executor = request->state_id().empty() ? workers_ : storage_;
-  executor.Post([reactor, environment = *environment, request, response] {
-    reactor->Finish(ToGrpcStatus(RenderMessages(environment, *request, response)));
+  executor.Post([reactor, environment = *environment, request, response]() mutable {
+    const absl::Status status = RenderMessages(environment, *request, response);
+    environment.key = nullptr;  // a client that knows the end may come again
+    reactor->Finish(ToGrpcStatus(status));
   });
   return reactor;
 }
@@ -274,8 +276,10 @@ grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext
   const auto environment = Admit(context, Scope::kGenerate, "Tokenize");
   if (!environment.ok()) return FinishNow(context, environment.status());
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  workers_.Post([reactor, environment = *environment, request, response] {
-    reactor->Finish(ToGrpcStatus(TokenizeText(*environment.engine, *request, response)));
+  workers_.Post([reactor, environment = *environment, request, response]() mutable {
+    const absl::Status status = TokenizeText(*environment.engine, *request, response);
+    environment.key = nullptr;  // a client that knows the end may come again
+    reactor->Finish(ToGrpcStatus(status));
   });
   return reactor;
 }
@@ -286,8 +290,10 @@ grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerConte
   const auto environment = Admit(context, Scope::kGenerate, "Detokenize");
   if (!environment.ok()) return FinishNow(context, environment.status());
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  workers_.Post([reactor, environment = *environment, request, response] {
-    reactor->Finish(ToGrpcStatus(DetokenizeIds(*environment.engine, *request, response)));
+  workers_.Post([reactor, environment = *environment, request, response]() mutable {
+    const absl::Status status = DetokenizeIds(*environment.engine, *request, response);
+    environment.key = nullptr;  // a client that knows the end may come again
+    reactor->Finish(ToGrpcStatus(status));
   });
   return reactor;
 }
@@ -295,18 +301,20 @@ grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerConte
 grpc::ServerUnaryReactor* InferenceService::GetModel(grpc::CallbackServerContext* context,
                                                      const v1::GetModelRequest*,
                                                      v1::GetModelResponse* response) {
-  const auto environment = Admit(context, Scope::kGenerate, "GetModel");
+  auto environment = Admit(context, Scope::kGenerate, "GetModel");
   if (!environment.ok()) return FinishNow(context, environment.status());
   FillModelResponse(*environment->engine, options_, response);
+  environment->key = nullptr;
   return FinishNow(context, absl::OkStatus());
 }
 
 grpc::ServerUnaryReactor* InferenceService::GetCapacity(grpc::CallbackServerContext* context,
                                                         const v1::GetCapacityRequest*,
                                                         v1::GetCapacityResponse* response) {
-  const auto environment = Admit(context, Scope::kGenerate, "GetCapacity");
+  auto environment = Admit(context, Scope::kGenerate, "GetCapacity");
   if (!environment.ok()) return FinishNow(context, environment.status());
   FillCapacity(*environment, options_, response);
+  environment->key = nullptr;
   return FinishNow(context, absl::OkStatus());
 }
 

@@ -54,7 +54,7 @@ std::vector<OptionSpec> MakeTable() {
        "requests end",
        DurationOption{&O::keepalive_time, absl::Seconds(1), absl::Hours(24)}},
       {"--tls-cert-file", "tls.cert_file", "FILE",
-       "certificate chain (PEM) of every port, read again when it changes; `none` is plaintext",
+       "certificate chain (PEM) of the gRPC port, read again when it changes; `none` is plaintext",
        TextOption{&O::tls_cert_file}},
       {"--tls-key-file", "tls.key_file", "FILE", "private key (PEM) of the certificate",
        TextOption{&O::tls_key_file}},
@@ -216,17 +216,17 @@ absl::Status SetChoice(const ChoiceOption& option, absl::string_view text, Serve
   return Wanted(text, absl::StrCat("one of ", absl::StrJoin(option.choices, ", ")));
 }
 
+// `anywhere`: other machines may reach it; else `remedy` says what would let them.
 void CheckAddress(absl::string_view flag, const std::string& text, bool anywhere,
-                  std::vector<std::string>* problems) {
+                  absl::string_view remedy, std::vector<std::string>* problems) {
   const absl::StatusOr<Address> address = ParseAddress(text);
   if (!address.ok()) {
     problems->push_back(absl::StrCat(flag, ": ", address.status().message()));
   } else if (!address->is_loopback() && !anywhere) {
     problems->push_back(absl::StrCat(
         flag, ": ", text,
-        " can be reached from other machines, and the connection is not encrypted: give "
-        "--tls-cert-file and --tls-key-file, or --insecure if plaintext is wanted, or listen on "
-        "127.0.0.1"));
+        " can be reached from other machines, and the connection is not encrypted: ", remedy,
+        ", or listen on 127.0.0.1"));
   }
 }
 
@@ -296,10 +296,14 @@ absl::Status CheckOptions(const ServerOptions& options) {
     problems.push_back("--model is required: the directory that `osdn-tools convert` wrote");
   }
   CheckAddress("--grpc-address", options.grpc_address, options.insecure || options.tls(),
+               "give --tls-cert-file and --tls-key-file, or --insecure if plaintext is wanted",
                &problems);
   if (options.http_address != kOptionNone) {
-    CheckAddress("--http-address", options.http_address, options.insecure || options.tls(),
-                 &problems);
+    CheckAddress(
+        "--http-address", options.http_address, options.insecure,
+        "HTTP has no TLS of its own: put a proxy that has before it, or give --insecure if "
+        "plaintext is wanted",
+        &problems);
   }
   if ((options.tls_cert_file == kOptionNone) != (options.tls_key_file == kOptionNone)) {
     problems.push_back("--tls-cert-file and --tls-key-file: one without the other");

@@ -128,9 +128,12 @@ grpc::ServerUnaryReactor* StateService::Run(grpc::CallbackServerContext* context
     reactor->Finish(ToGrpcStatus(environment.status()));
     return reactor;
   }
-  environment->storage->Post([reactor, environment = *environment, work = std::move(work)] {
-    reactor->Finish(ToGrpcStatus(work(environment)));
-  });
+  environment->storage->Post(
+      [reactor, environment = *environment, work = std::move(work)]() mutable {
+        const absl::Status status = work(environment);
+        environment.key = nullptr;  // a client that knows the end may come again
+        reactor->Finish(ToGrpcStatus(status));
+      });
   return reactor;
 }
 

@@ -182,7 +182,9 @@ class GatewayOverHttp final : public Gateway {
     HttpResponse response = WithCors(
         request, route->handle(HandlerContext{*request.environment, watch_.get()}, request));
     response.headers.emplace_back(kRequestId, request.environment->request_id);
-    const auto count = [this, route, start, status = response.status] {
+    const auto count = [this, route, start, status = response.status,
+                        key = request.environment->key] {
+      if (key != nullptr) key->Done();
       hooks_.count(NameOf(*route), status, absl::Now() - start);
     };
     if (response.stream == nullptr) {

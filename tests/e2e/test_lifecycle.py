@@ -211,7 +211,7 @@ def test_log_names_model_state_and_options_but_no_prompt(servers, tiny_model):
     state = client.stub.GetModel(client.pb.GetModelRequest()).state_bytes_per_sequence
     assert "model tiny" in server.log and f"{state} bytes" in server.log
     assert "scheduler.max_slots = 32 (default)" in server.log
-    assert "prompt_tokens=5" in wait_until(lambda: server.log, "a log")
+    assert '"prompt_tokens":5' in wait_until(lambda: server.log, "a log")
     assert "91, 92" not in server.log and "91 92" not in server.log
 
 

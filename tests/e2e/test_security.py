@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import subprocess
 
@@ -178,6 +179,42 @@ def test_request_ids_and_traces_are_in_the_log(servers, tiny_model):
     assert first["method"] == "Generate" and first["code"] == "OK"
     assert (first["prompt_tokens"], first["completion_tokens"]) == (1, 2)
     assert second["request_id"] == made and "traceparent" not in second
+
+
+def test_keys_hold_for_http_too(servers, tiny_model, keys_file):
+    server = servers(tiny_model, "--auth-keys-file", keys_file)
+
+    def ask(method: str, path: str, key: str | None, body: dict | None = None):
+        headers = {"Content-Type": "application/json"}
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key}"
+        connection = http.client.HTTPConnection(server.http_address, timeout=60)
+        connection.request(method, path, body and json.dumps(body), headers)
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        connection.close()
+        return answer.status, text, answer.headers
+
+    prompt = {"model": "tiny", "prompt": [5, 6], "max_tokens": 2}
+    assert ask("GET", "/health", None)[0] == 200
+    for key in (None, "wrong"):
+        status, text, _ = ask("POST", "/v1/completions", key, prompt)
+        assert status == 401 and json.loads(text)["error"]["message"]
+    for _ in range(3):  # one after the other is never more than one at once
+        status, _, headers = ask("POST", "/v1/completions", "reader-key", prompt)
+        assert status == 200 and headers["X-Request-Id"]
+    assert ask("GET", "/osdn/v1/states", "reader-key")[0] == 403
+    assert ask("POST", "/v1/completions", "reader-key", {**prompt, "save_state_as": "x"})[0] == 403
+    saved = ask("POST", "/v1/completions", "ann-key", {**prompt, "save_state_as": "x"})
+    assert saved[0] == 200
+    assert "x" in ask("GET", "/osdn/v1/states", "ann-key")[1]
+    assert json.loads(ask("GET", "/osdn/v1/states", "bob-key")[1])["data"] == []
+    metrics = ask("GET", "/metrics", None)[1]
+    for line in ('osdn_requests_total{method="POST /v1/completions",code="200"} 4',
+                 'osdn_requests_total{method="POST /v1/completions",code="401"} 2',
+                 'osdn_rejected_total{reason="unauthenticated"} 2',
+                 'osdn_rejected_total{reason="permission"} 1', "osdn_generation_tokens_total 8"):
+        assert line in metrics
 
 
 # --- TLS ---
