@@ -1,20 +1,21 @@
 #include "tools/convert.h"
 
 #include <algorithm>
-#include <cstring>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/chat_template.h"
-#include "engine/safetensors.h"
 #include "engine/tensor_specs.h"
 #include "engine/tokenizer.h"
+#include "tools/check_tensors.h"
 #include "tools/checkpoint.h"
 #include "tools/checkpoint_config.h"
 #include "tools/file_util.h"
-#include "tools/float_convert.h"
+#include "tools/source_tensor.h"
+#include "tools/weights_key.h"
 
 namespace osdn::tools {
 namespace {
@@ -30,17 +31,30 @@ absl::Status Annotate(const absl::Status& status, const std::string& prefix) {
   return absl::Status(status.code(), absl::StrCat(prefix, status.message()));
 }
 
-absl::StatusOr<CheckpointConfig> ReadConfigs(const std::string& dir) {
+// Where config.json and the other small files are.
+absl::StatusOr<std::string> ConfigPath(const ConvertOptions& options) {
   std::error_code error;
-  if (!fs::is_directory(dir, error)) {
-    return absl::NotFoundError(absl::StrCat(dir, ": no such directory"));
+  if (!fs::exists(options.source, error)) {
+    return absl::NotFoundError(absl::StrCat(options.source, ": no such file or directory"));
   }
-  absl::StatusOr<std::string> text = ReadSmallFile(In(dir, kConfigFile));
+  if (!options.config.empty()) return options.config;
+  const fs::path source(options.source);
+  const std::string path =
+      In(fs::is_directory(source, error) ? source.string() : source.parent_path().string(),
+         kConfigFile);
+  if (fs::exists(path, error)) return path;
+  return absl::NotFoundError(
+      absl::StrCat(path, ": there is none; name the model's config.json with --config"));
+}
+
+absl::StatusOr<CheckpointConfig> ReadConfigs(const std::string& path) {
+  absl::StatusOr<std::string> text = ReadSmallFile(path);
   if (!text.ok()) return text.status();
+  const std::string dir = fs::path(path).parent_path().string();
   absl::StatusOr<CheckpointConfig> config = ParseCheckpointConfig(*text);
   if (!config.ok()) return Annotate(config.status(), absl::StrCat(dir, "/"));
   if (absl::Status status = ValidateArchitecture(config->arch); !status.ok()) {
-    return Annotate(status, absl::StrCat(In(dir, kConfigFile), ": "));
+    return Annotate(status, absl::StrCat(path, ": "));
   }
   absl::StatusOr<std::optional<std::string>> generation =
       ReadSmallFileIfExists(In(dir, "generation_config.json"));
@@ -87,19 +101,18 @@ absl::Status ReadTokenizer(const std::string& dir, ModelConfig* config,
   return absl::OkStatus();
 }
 
-absl::Status ReadChatTemplate(const ConvertOptions& options, const Tokenizer* tokenizer,
+absl::Status ReadChatTemplate(std::string path, const std::string& dir, const Tokenizer* tokenizer,
                               ModelConfig* config) {
-  std::string path = options.chat_template;
   std::error_code error;
   if (path.empty()) {
-    path = In(options.source_dir, kChatTemplateFile);
+    path = In(dir, kChatTemplateFile);
     if (!fs::exists(path, error)) return absl::OkStatus();
   }
   absl::StatusOr<ChatTemplate> chat = LoadChatTemplate(path);
   if (!chat.ok()) return chat.status();
   if (tokenizer == nullptr) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        path, ": a chat template needs a tokenizer, and ", options.source_dir, " has none"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": a chat template needs a tokenizer, and ", dir, " has none"));
   }
   // Rendering one message of each role meets every special token that the template names.
   absl::StatusOr<std::vector<int32_t>> stops = ChatStopIds(*chat, *tokenizer);
@@ -114,48 +127,70 @@ absl::Status ReadChatTemplate(const ConvertOptions& options, const Tokenizer* to
   return absl::OkStatus();
 }
 
-kernels::DType ChooseDType(const ConvertOptions& options, const Checkpoint& checkpoint,
+kernels::DType ChooseDType(const ConvertOptions& options, const NamedTensors& tensors,
                            const std::vector<TensorSpec>& specs) {
   if (options.dtype.has_value()) return *options.dtype;
   const bool all_bf16 = std::all_of(specs.begin(), specs.end(), [&](const TensorSpec& spec) {
-    return spec.kind != TensorKind::kMatrix || checkpoint.Find(spec.name)->dtype == "BF16";
+    return spec.kind != TensorKind::kMatrix || tensors.at(spec.name).dtype == "BF16";
   });
   return all_bf16 ? kernels::DType::kBF16 : kernels::DType::kF32;
 }
 
 class CheckpointSource : public TensorSource {
  public:
-  explicit CheckpointSource(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
+  CheckpointSource(const NamedTensors& tensors, Checkpoint* checkpoint, bool ignore_checksums)
+      : tensors_(tensors), checkpoint_(checkpoint), ignore_checksums_(ignore_checksums) {}
 
   absl::Status Read(const TensorSpec& spec, int64_t first, absl::Span<float> out) override {
-    const SafetensorsEntry& entry = *checkpoint_.Find(spec.name);
-    const SourceDType from = *ParseSourceDType(entry.dtype);
-    const size_t bytes = SourceDTypeSize(from);
-    const size_t row = entry.data.size() / static_cast<size_t>(spec.shape[0]);
-    ConvertElements(entry.data.subspan(static_cast<size_t>(first) * row, out.size() * bytes), from,
-                    kernels::DType::kF32, &floats_);
-    std::memcpy(out.data(), floats_.data(), floats_.size());
+    const SourceTensor& tensor = tensors_.at(spec.name);
+    if (first == 0 && !ignore_checksums_) {
+      absl::Status status = checkpoint_->CheckStorages(tensor);
+      if (!status.ok()) return Annotate(status, absl::StrCat("tensor ", spec.name, ": "));
+    }
+    ReadRows(tensor, first, out);
+    const int64_t columns = tensor.elements() / tensor.shape[0];
+    const int64_t end = first + static_cast<int64_t>(out.size()) / columns;
+    if (end == tensor.shape[0]) Checkpoint::Release(tensor);
     return absl::OkStatus();
   }
 
   std::string Origin(const TensorSpec& spec) const override {
-    return absl::StrCat(checkpoint_.Find(spec.name)->dtype, " in the checkpoint");
+    return absl::StrCat(tensors_.at(spec.name).dtype, " in the checkpoint");
   }
 
  private:
-  const Checkpoint& checkpoint_;
-  std::vector<std::byte> floats_;
+  const NamedTensors& tensors_;
+  Checkpoint* const checkpoint_;
+  const bool ignore_checksums_;
 };
+
+// The tensors under the names that the model has for them.
+absl::StatusOr<NamedTensors> ModelTensors(const ConvertOptions& options,
+                                          const Checkpoint& checkpoint,
+                                          std::vector<std::string>* notices) {
+  absl::StatusOr<SelectedWeights> selected =
+      SelectWeights(checkpoint.tensors(), options.weights_key);
+  if (!selected.ok()) return selected.status();
+  notices->insert(notices->end(), selected->notices.begin(), selected->notices.end());
+  NamedTensors tensors;
+  for (SelectedTensor& tensor : selected->tensors) {
+    tensors.emplace(std::move(tensor.name), *tensor.tensor);
+  }
+  return tensors;
+}
 
 }  // namespace
 
 absl::StatusOr<ConvertReport> ConvertCheckpoint(const ConvertOptions& options,
                                                 const WriteProgress& progress) {
-  absl::Status status = CheckOutputApart(options.source_dir, options.output_dir, "the checkpoint");
+  absl::Status status = CheckOutputApart(options.source, options.output_dir, "the checkpoint");
   if (!status.ok()) return status;
-  absl::StatusOr<CheckpointConfig> source = ReadConfigs(options.source_dir);
+  absl::StatusOr<std::string> config_path = ConfigPath(options);
+  if (!config_path.ok()) return config_path.status();
+  const std::string config_dir = fs::path(*config_path).parent_path().string();
+  absl::StatusOr<CheckpointConfig> source = ReadConfigs(*config_path);
   if (!source.ok()) return source.status();
-  absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open(options.source_dir);
+  absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open(options.source);
   if (!checkpoint.ok()) return checkpoint.status();
 
   ConvertReport report;
@@ -166,21 +201,23 @@ absl::StatusOr<ConvertReport> ConvertCheckpoint(const ConvertOptions& options,
   config.name = options.name.empty() ? NameFromDirectory(options.output_dir) : options.name;
   config.source = absl::StrCat("fla-layout ", source->model_type, " checkpoint");
 
+  absl::StatusOr<NamedTensors> tensors = ModelTensors(options, *checkpoint, &report.notices);
+  if (!tensors.ok()) return Annotate(tensors.status(), absl::StrCat(options.source, ": "));
   const std::vector<TensorSpec> specs = TensorSpecs(config.arch);
-  status = CheckTensors(*checkpoint, specs, config.arch.tie_embeddings, &report.notices);
-  if (!status.ok()) return Annotate(status, absl::StrCat(options.source_dir, ": "));
+  status = CheckTensors(*tensors, specs, config.arch.tie_embeddings, &report.notices);
+  if (!status.ok()) return Annotate(status, absl::StrCat(options.source, ": "));
   std::unique_ptr<Tokenizer> tokenizer;
-  status = ReadTokenizer(options.source_dir, &config, &tokenizer, &report.notices);
+  status = ReadTokenizer(config_dir, &config, &tokenizer, &report.notices);
   if (!status.ok()) return status;
-  status = ReadChatTemplate(options, tokenizer.get(), &config);
+  status = ReadChatTemplate(options.chat_template, config_dir, tokenizer.get(), &config);
   if (!status.ok()) return status;
 
-  config.dtype = ChooseDType(options, *checkpoint, specs);
-  CheckpointSource weights(*checkpoint);
+  config.dtype = ChooseDType(options, *tensors, specs);
+  CheckpointSource weights(*tensors, &*checkpoint, options.ignore_checksums);
   absl::StatusOr<ModelWriterReport> written =
       WriteModelDirectory({.output_dir = options.output_dir,
                            .overwrite = options.overwrite,
-                           .tokenizer_path = In(options.source_dir, kTokenizerFileName),
+                           .tokenizer_path = In(config_dir, kTokenizerFileName),
                            .stop = options.stop,
                            .progress = progress},
                           std::move(config), &weights);

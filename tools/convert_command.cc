@@ -29,19 +29,29 @@ absl::Status RunConvert(ConvertOptions options) {
 }  // namespace
 
 void AddConvertCommand(CLI::App& app, Action* action) {
-  CLI::App* command = app.add_subcommand(
-      "convert", "Make a model directory from a flash-linear-attention checkpoint");
+  CLI::App* command = app.add_subcommand("convert", "Make a model directory from a checkpoint");
   auto options = std::make_shared<ConvertOptions>();
-  command->add_option("SRC_DIR", options->source_dir, "Checkpoint: config.json, *.safetensors, ...")
+  command
+      ->add_option("SOURCE", options->source,
+                   "Directory (safetensors, pytorch_model.bin, distributed checkpoint) or one file "
+                   "of weights (.safetensors, .pt, .pth, .bin)")
       ->required();
   command->add_option("OUT_DIR", options->output_dir, "Model directory to make")->required();
   AddDTypeFlag(command, &options->dtype,
                "Of the matrices: f32, bf16, int8 or int4 (default: bf16 from a BF16 checkpoint, "
                "else f32)");
+  command->add_option("--config", options->config,
+                      "config.json, with the tokenizer beside it (default: in or beside SOURCE)");
+  command->add_option("--weights-key", options->weights_key,
+                      "Where in the checkpoint the weights are, as \"ema\" or \"state_dict.model\" "
+                      "(default: found by their names)");
+  command->add_flag("--ignore-checksums", options->ignore_checksums,
+                    "Read torch.save files whose checksums are wrong");
   command->add_option("--name", options->name, "Model name (default: the last part of OUT_DIR)");
   command->add_option("--chat-template", options->chat_template,
-                      "Chat template (default: SRC_DIR/chat_template.yaml where there is one)");
-  command->add_flag("--overwrite", options->overwrite, "Replace an existing model directory");
+                      "Chat template (default: chat_template.yaml beside config.json)");
+  command->add_flag("--overwrite,--force", options->overwrite,
+                    "Replace an existing model directory");
   command->callback([options, action] { *action = [options] { return RunConvert(*options); }; });
 }
 

@@ -43,7 +43,8 @@ void AddQuantizeCommand(CLI::App& app, Action* action) {
   command->add_option("OUT_DIR", options.output_dir, "Model directory to make")->required();
   AddDTypeFlag(command, &flags->dtype, "Of the matrices: int8, int4, bf16 or f32")->required();
   command->add_option("--name", options.name, "Model name (default: the last part of OUT_DIR)");
-  command->add_flag("--overwrite", options.overwrite, "Replace an existing model directory");
+  command->add_flag("--overwrite,--force", options.overwrite,
+                    "Replace an existing model directory");
   command->callback([flags, action] { *action = [flags] { return RunQuantize(*flags); }; });
 }
 

@@ -1,0 +1,122 @@
+"""osdn-tools convert on what torch, transformers and flash-linear-attention leave on disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from harness import GOLDEN, REPO, run_tools
+from safetensors.numpy import load_file
+from test_tools import convert_fails, score
+
+CHECKPOINTS = REPO / "tests" / "data" / "checkpoints"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """The golden tiny model as torch saves it: a folder for each of torch_checkpoints.KINDS."""
+    folder = tmp_path_factory.mktemp("saved")
+    program = Path(__file__).parent / "torch_checkpoints.py"
+    subprocess.run([sys.executable, program, GOLDEN / "tiny", folder], check=True,
+                   env={**os.environ, "EVIL_FILE": str(folder / "executed")})
+    return folder
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    return (a / "weights.safetensors").read_bytes() == (b / "weights.safetensors").read_bytes()
+
+
+# --- The published DeltaNet layout: fla's own DeltaNetForCausalLM is the oracle ---
+
+@pytest.mark.parametrize("name", ["fla_plain", "fla_options", "fla_dcp"])
+def test_logits_of_fla_delta_net(tmp_path, name):
+    run_tools("convert", CHECKPOINTS / name, tmp_path / "model")
+    expected = load_file(str(CHECKPOINTS / name / "logits.safetensors"))
+    for flags in (["--backend", "reference"], ["--backend", "cpu"],
+                  ["--backend", "cpu", "--step", "1"]):
+        logits = score(tmp_path / "model", expected["ids"].tolist(), tmp_path / "l.st", *flags)
+        assert np.abs(logits - expected["logits"]).max() <= 1e-3
+        assert (logits.argmax(-1) == expected["logits"].argmax(-1)).all()
+
+
+# --- torch.save ---
+
+@pytest.mark.parametrize("kind", ["bin", "sharded_bin", "views"])
+def test_torch_files_give_the_same_weights(tiny_model, saved, tmp_path, kind):
+    run_tools("convert", saved / kind, tmp_path / "model")
+    assert same_weights(tmp_path / "model", tiny_model)
+
+
+def test_a_trainers_checkpoint_and_its_ema(tiny_model, saved, tmp_path):
+    source = saved / "trainer"
+    done = run_tools("convert", source / "last.pt", tmp_path / "model")
+    assert "the weights are those under state_dict.module" in done.stderr
+    assert same_weights(tmp_path / "model", tiny_model)
+
+    run_tools("convert", source, tmp_path / "ema", "--weights-key", "ema")
+    name = "model.norm.weight"
+    plain, ema = (load_file(str(folder / "weights.safetensors"))[name]
+                  for folder in (tiny_model, tmp_path / "ema"))
+    assert np.array_equal(ema, 2 * plain)
+    convert_fails_with(source, ["--weights-key", "shadow"], "shadow", "ema, state_dict")
+
+
+def test_half_precision(saved, tmp_path):
+    source = saved / "half"
+    run_tools("convert", source, tmp_path / "model")
+    wide = tmp_path / "wide"
+    wide.mkdir()
+    shutil.copy(source / "config.json", wide)
+    shutil.copy(source / "wide.st", wide / "model.safetensors")
+    run_tools("convert", wide, tmp_path / "reference")
+    assert same_weights(tmp_path / "model", tmp_path / "reference")
+
+
+def convert_fails_with(source: Path, flags: list, *names: str) -> None:
+    done = run_tools("convert", source, source.parent / "never", *flags, check=False)
+    assert done.returncode == 1
+    for name in names:
+        assert name in done.stderr, f"{name!r} is not in: {done.stderr}"
+    assert not (source.parent / "never").exists()
+
+
+def test_nothing_in_a_pickle_is_executed(saved):
+    convert_fails(saved / "evil", "global posix.system", "is refused")
+    assert not (saved / "executed").exists()
+
+
+@pytest.mark.parametrize("kind, problem", [
+    ("legacy", "before PyTorch 1.6"), ("module", "global torch.nn.modules.linear.Linear"),
+    ("nan", "model.layers.1.mlp.up_proj.weight: element 197 is not finite")])
+def test_refused_torch_files(saved, kind, problem):
+    convert_fails(saved / kind, problem)
+
+
+def test_damaged_storage_is_found(saved, tmp_path):
+    source = shutil.copytree(saved / "bin", tmp_path / "source")
+    file = source / "pytorch_model.bin"
+    data = bytearray(file.read_bytes())
+    weight = load_file(str(GOLDEN / "tiny" / "model.safetensors"))["lm_head.weight"].tobytes()
+    data[data.index(weight) + 1000] ^= 1
+    file.write_bytes(data)
+    convert_fails(source, "lm_head.weight", "checksum")
+    run_tools("convert", source, tmp_path / "model", "--ignore-checksums")
+
+
+# --- torch.distributed.checkpoint ---
+
+def test_dcp_names_what_is_missing(tmp_path):
+    source = shutil.copytree(CHECKPOINTS / "fla_dcp", tmp_path / "source")
+    (source / "__1_0.distcp").rename(tmp_path / "aside")
+    convert_fails(source, "__1_0.distcp")
+    (source / "__1_0.distcp").write_bytes((tmp_path / "aside").read_bytes()[:5000])
+    convert_fails(source, "__1_0.distcp", "truncated")
+    (source / "config.json").rename(tmp_path / "config.json")
+    convert_fails(source, "config.json", "--config")
+    (tmp_path / "aside").rename(source / "__1_0.distcp")
+    run_tools("convert", source, tmp_path / "model", "--config", tmp_path / "config.json")
