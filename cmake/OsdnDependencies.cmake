@@ -16,7 +16,9 @@ find_package(spdlog CONFIG REQUIRED)
 find_package(CLI11 CONFIG REQUIRED)
 find_package(dnnl CONFIG REQUIRED)
 find_package(hwy CONFIG REQUIRED)
-# minizip has no CMake configuration.
+# Debian's RE2 and minizip have no CMake configuration.
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(RE2 REQUIRED IMPORTED_TARGET re2)
 find_package(ZLIB REQUIRED)
 find_path(MINIZIP_INCLUDE_DIR minizip/unzip.h REQUIRED)
 find_library(MINIZIP_LIBRARY minizip REQUIRED)

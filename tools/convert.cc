@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -14,6 +15,7 @@
 #include "tools/checkpoint.h"
 #include "tools/checkpoint_config.h"
 #include "tools/file_util.h"
+#include "tools/name_map.h"
 #include "tools/source_tensor.h"
 #include "tools/weights_key.h"
 
@@ -164,60 +166,136 @@ class CheckpointSource : public TensorSource {
   const bool ignore_checksums_;
 };
 
-// The tensors under the names that the model has for them.
-absl::StatusOr<NamedTensors> ModelTensors(const ConvertOptions& options,
-                                          const Checkpoint& checkpoint,
-                                          std::vector<std::string>* notices) {
-  absl::StatusOr<SelectedWeights> selected =
-      SelectWeights(checkpoint.tensors(), options.weights_key);
-  if (!selected.ok()) return selected.status();
-  notices->insert(notices->end(), selected->notices.begin(), selected->notices.end());
-  NamedTensors tensors;
-  for (SelectedTensor& tensor : selected->tensors) {
-    tensors.emplace(std::move(tensor.name), *tensor.tensor);
+// Everything that is known before the first element is read.
+struct Prepared {
+  std::string config_dir;
+  std::optional<CheckpointConfig> source;
+  std::optional<Checkpoint> checkpoint;
+  std::vector<TensorSpec> specs;
+  MappedWeights weights;  // into the checkpoint
+  std::vector<std::string> notices;
+  absl::Status fit;
+};
+
+// Maps the weights and compares them with the config.
+absl::Status MapWeights(const NameMap& map, const SelectedWeights& selected, Prepared* prepared) {
+  absl::StatusOr<MappedWeights> mapped = map.Apply(selected);
+  if (!mapped.ok()) return mapped.status();
+  std::vector<std::string> notices = mapped->notices;
+  prepared->fit = CheckTensors(mapped->tensors, prepared->specs,
+                               prepared->source->arch.tie_embeddings, &notices);
+  prepared->weights = *std::move(mapped);
+  prepared->notices.insert(prepared->notices.end(), notices.begin(), notices.end());
+  return absl::OkStatus();
+}
+
+// Without a map of their own, tensors that do not fit may be those of a known family.
+absl::Status MapWeightsByFamily(const SelectedWeights& selected, Prepared* prepared) {
+  absl::Status status = MapWeights(NameMap(), selected, prepared);
+  if (!status.ok() || prepared->fit.ok()) return status;
+  for (const std::string& name : NameMap::BuiltInNames()) {
+    absl::StatusOr<NameMap> map = NameMap::Load(name);
+    if (!map.ok()) return map.status();
+    absl::StatusOr<MappedWeights> mapped = map->Apply(selected);
+    if (!mapped.ok()) continue;
+    std::vector<std::string> notices{absl::StrCat("the names fit the built-in map ", name)};
+    const absl::Status fit = CheckTensors(mapped->tensors, prepared->specs,
+                                          prepared->source->arch.tie_embeddings, &notices);
+    if (!fit.ok()) continue;
+    prepared->fit = fit;
+    prepared->weights = *std::move(mapped);
+    prepared->notices.insert(prepared->notices.end(), notices.begin(), notices.end());
+    break;
   }
-  return tensors;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<Prepared>> Prepare(const ConvertOptions& options) {
+  auto prepared = std::make_unique<Prepared>();
+  absl::StatusOr<std::string> config_path = ConfigPath(options);
+  if (!config_path.ok()) return config_path.status();
+  prepared->config_dir = fs::path(*config_path).parent_path().string();
+  absl::StatusOr<CheckpointConfig> source = ReadConfigs(*config_path);
+  if (!source.ok()) return source.status();
+  prepared->source = *std::move(source);
+  prepared->specs = TensorSpecs(prepared->source->arch);
+  absl::StatusOr<NameMap> map =
+      options.name_map.empty() ? NameMap() : NameMap::Load(options.name_map);
+  if (!map.ok()) return map.status();
+  absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open(options.source);
+  if (!checkpoint.ok()) return checkpoint.status();
+  prepared->checkpoint = *std::move(checkpoint);
+  absl::StatusOr<SelectedWeights> selected =
+      SelectWeights(prepared->checkpoint->tensors(), options.weights_key);
+  if (!selected.ok()) return Annotate(selected.status(), absl::StrCat(options.source, ": "));
+  prepared->notices = selected->notices;
+  const absl::Status status = options.name_map.empty()
+                                  ? MapWeightsByFamily(*selected, prepared.get())
+                                  : MapWeights(*map, *selected, prepared.get());
+  if (!status.ok()) return Annotate(status, absl::StrCat(options.source, ": "));
+  if (!prepared->fit.ok()) {
+    prepared->fit = Annotate(prepared->fit, absl::StrCat(options.source, ": "));
+  }
+  return prepared;
 }
 
 }  // namespace
+
+absl::StatusOr<ConversionPlan> PlanConversion(const ConvertOptions& options) {
+  absl::StatusOr<std::unique_ptr<Prepared>> prepared = Prepare(options);
+  if (!prepared.ok()) return prepared.status();
+  return ConversionPlan{std::move((*prepared)->weights.table), std::move((*prepared)->notices),
+                        (*prepared)->fit};
+}
+
+std::string PlanToText(const ConversionPlan& plan) {
+  size_t width = 0;
+  for (const MappedTensor& line : plan.table) width = std::max(width, line.source.size());
+  std::string text;
+  for (const MappedTensor& line : plan.table) {
+    absl::StrAppend(&text, line.source, std::string(width - line.source.size(), ' '), "  ");
+    if (line.target.empty()) {
+      absl::StrAppend(&text, line.operation, "\n");
+      continue;
+    }
+    absl::StrAppend(&text, "-> ", line.target, "  ", line.dtype, ShapeText(line.shape),
+                    line.operation.empty() ? "" : "  ", line.operation, "\n");
+  }
+  return text;
+}
 
 absl::StatusOr<ConvertReport> ConvertCheckpoint(const ConvertOptions& options,
                                                 const WriteProgress& progress) {
   absl::Status status = CheckOutputApart(options.source, options.output_dir, "the checkpoint");
   if (!status.ok()) return status;
-  absl::StatusOr<std::string> config_path = ConfigPath(options);
-  if (!config_path.ok()) return config_path.status();
-  const std::string config_dir = fs::path(*config_path).parent_path().string();
-  absl::StatusOr<CheckpointConfig> source = ReadConfigs(*config_path);
-  if (!source.ok()) return source.status();
-  absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open(options.source);
-  if (!checkpoint.ok()) return checkpoint.status();
+  absl::StatusOr<std::unique_ptr<Prepared>> prepare = Prepare(options);
+  if (!prepare.ok()) return prepare.status();
+  Prepared& prepared = **prepare;
+  if (!prepared.fit.ok()) return prepared.fit;
 
   ConvertReport report;
+  report.notices = std::move(prepared.notices);
   ModelConfig config;
-  config.arch = source->arch;
-  config.bos_id = source->bos_id;
-  config.eos_ids = source->eos_ids;
+  config.arch = prepared.source->arch;
+  config.bos_id = prepared.source->bos_id;
+  config.eos_ids = prepared.source->eos_ids;
   config.name = options.name.empty() ? NameFromDirectory(options.output_dir) : options.name;
-  config.source = absl::StrCat("fla-layout ", source->model_type, " checkpoint");
+  config.source =
+      absl::StrCat(prepared.source->model_type, " checkpoint, ", prepared.checkpoint->kind());
 
-  absl::StatusOr<NamedTensors> tensors = ModelTensors(options, *checkpoint, &report.notices);
-  if (!tensors.ok()) return Annotate(tensors.status(), absl::StrCat(options.source, ": "));
-  const std::vector<TensorSpec> specs = TensorSpecs(config.arch);
-  status = CheckTensors(*tensors, specs, config.arch.tie_embeddings, &report.notices);
-  if (!status.ok()) return Annotate(status, absl::StrCat(options.source, ": "));
   std::unique_ptr<Tokenizer> tokenizer;
-  status = ReadTokenizer(config_dir, &config, &tokenizer, &report.notices);
+  status = ReadTokenizer(prepared.config_dir, &config, &tokenizer, &report.notices);
   if (!status.ok()) return status;
-  status = ReadChatTemplate(options.chat_template, config_dir, tokenizer.get(), &config);
+  status = ReadChatTemplate(options.chat_template, prepared.config_dir, tokenizer.get(), &config);
   if (!status.ok()) return status;
 
-  config.dtype = ChooseDType(options, *tensors, specs);
-  CheckpointSource weights(*tensors, &*checkpoint, options.ignore_checksums);
+  config.dtype = ChooseDType(options, prepared.weights.tensors, prepared.specs);
+  CheckpointSource weights(prepared.weights.tensors, &*prepared.checkpoint,
+                           options.ignore_checksums);
   absl::StatusOr<ModelWriterReport> written =
       WriteModelDirectory({.output_dir = options.output_dir,
                            .overwrite = options.overwrite,
-                           .tokenizer_path = In(config_dir, kTokenizerFileName),
+                           .tokenizer_path = In(prepared.config_dir, kTokenizerFileName),
                            .stop = options.stop,
                            .progress = progress},
                           std::move(config), &weights);

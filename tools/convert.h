@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/include/tensor.h"
 #include "tools/model_writer.h"
+#include "tools/name_map.h"
 
 namespace osdn::tools {
 
@@ -20,6 +21,7 @@ struct ConvertOptions {
   // source directory, or beside the source file.
   std::string config;
   std::string weights_key;        // see SelectWeights
+  std::string name_map;           // see NameMap::Load; empty: found among the built-in ones
   bool ignore_checksums = false;  // of torch.save's archives
   // Of the matrices (see StoredDType). Not given: bf16 when every matrix of the source is BF16,
   // else f32.
@@ -36,6 +38,19 @@ struct ConvertReport {
   ModelWriterReport model;
   std::vector<std::string> notices;
 };
+
+// What ConvertCheckpoint would do with every tensor.
+struct ConversionPlan {
+  std::vector<MappedTensor> table;
+  std::vector<std::string> notices;
+  absl::Status fit;  // CheckTensors' verdict
+};
+
+// Reads and checks as ConvertCheckpoint does up to the tensors' shapes, and writes nothing.
+absl::StatusOr<ConversionPlan> PlanConversion(const ConvertOptions& options);
+
+// The plan's table for people: source, what is done with it, target, type.
+std::string PlanToText(const ConversionPlan& plan);
 
 // Reads, checks everything, and only then writes; memory is bounded by a few MiB and the pages of
 // one tensor, whatever the model's size. output_dir appears complete and by rename, or stays as it

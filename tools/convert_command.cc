@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/strings/str_join.h"
 #include "tools/command.h"
 #include "tools/convert.h"
 #include "tools/dtype_flag.h"
@@ -26,11 +27,26 @@ absl::Status RunConvert(ConvertOptions options) {
   return absl::OkStatus();
 }
 
+// The table goes out even if the tensors do not fit: that is when it is wanted.
+absl::Status RunDry(const ConvertOptions& options) {
+  absl::StatusOr<ConversionPlan> plan = PlanConversion(options);
+  if (!plan.ok()) return plan.status();
+  std::cout << PlanToText(*plan) << std::flush;
+  for (const std::string& notice : plan->notices) std::cerr << "note: " << notice << '\n';
+  return plan->fit;
+}
+
+struct ConvertFlags {
+  ConvertOptions options;
+  bool dry_run = false;
+};
+
 }  // namespace
 
 void AddConvertCommand(CLI::App& app, Action* action) {
   CLI::App* command = app.add_subcommand("convert", "Make a model directory from a checkpoint");
-  auto options = std::make_shared<ConvertOptions>();
+  auto flags = std::make_shared<ConvertFlags>();
+  ConvertOptions* options = &flags->options;
   command
       ->add_option("SOURCE", options->source,
                    "Directory (safetensors, pytorch_model.bin, distributed checkpoint) or one file "
@@ -45,6 +61,10 @@ void AddConvertCommand(CLI::App& app, Action* action) {
   command->add_option("--weights-key", options->weights_key,
                       "Where in the checkpoint the weights are, as \"ema\" or \"state_dict.model\" "
                       "(default: found by their names)");
+  command->add_option(
+      "--map", options->name_map,
+      "Name map: a YAML file, or a built-in one: " + absl::StrJoin(NameMap::BuiltInNames(), ", ") +
+          " (default: found by the names)");
   command->add_flag("--ignore-checksums", options->ignore_checksums,
                     "Read torch.save files whose checksums are wrong");
   command->add_option("--name", options->name, "Model name (default: the last part of OUT_DIR)");
@@ -52,7 +72,13 @@ void AddConvertCommand(CLI::App& app, Action* action) {
                       "Chat template (default: chat_template.yaml beside config.json)");
   command->add_flag("--overwrite,--force", options->overwrite,
                     "Replace an existing model directory");
-  command->callback([options, action] { *action = [options] { return RunConvert(*options); }; });
+  command->add_flag("--dry-run", flags->dry_run,
+                    "Only print what becomes of every tensor; write nothing");
+  command->callback([flags, action] {
+    *action = [flags] {
+      return flags->dry_run ? RunDry(flags->options) : RunConvert(flags->options);
+    };
+  });
 }
 
 }  // namespace osdn::tools

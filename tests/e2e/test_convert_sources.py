@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import copy_golden, edit_tensors
 from harness import GOLDEN, REPO, run_tools
 from safetensors.numpy import load_file
 from test_tools import convert_fails, score
@@ -120,3 +122,80 @@ def test_dcp_names_what_is_missing(tmp_path):
     convert_fails(source, "config.json", "--config")
     (tmp_path / "aside").rename(source / "__1_0.distcp")
     run_tools("convert", source, tmp_path / "model", "--config", tmp_path / "config.json")
+
+
+# --- Name maps ---
+
+def rename(tensors: dict, pattern: str, replacement: str) -> None:
+    for name in list(tensors):
+        tensors[re.sub(pattern, replacement, name)] = tensors.pop(name)
+
+
+def fused_source(folder: Path) -> Path:
+    """The golden tiny model as fla wrote it in 2024: gate_proj and up_proj in one matrix."""
+    source = copy_golden(folder)
+
+    def fuse(tensors):
+        for layer in range(2):
+            mlp = f"model.layers.{layer}.mlp."
+            tensors[mlp + "gate_proj.weight"] = np.concatenate(
+                [tensors[mlp + "gate_proj.weight"], tensors.pop(mlp + "up_proj.weight")])
+
+    edit_tensors(source, fuse)
+    return source
+
+
+def test_built_in_maps_are_found(tiny_model, tmp_path):
+    done = run_tools("convert", fused_source(tmp_path / "fused"), tmp_path / "a")
+    assert "built-in map fla-fused-mlp" in done.stderr
+    assert same_weights(tmp_path / "a", tiny_model)
+
+    source = copy_golden(tmp_path / "llama")
+
+    def as_llama(tensors):
+        rename(tensors, r"\.embeddings\.", ".embed_tokens.")
+        rename(tensors, r"\.attn_norm\.", ".input_layernorm.")
+        rename(tensors, r"\.mlp_norm\.", ".post_attention_layernorm.")
+        rename(tensors, r"\.attn\.", ".self_attn.")
+
+    edit_tensors(source, as_llama)
+    run_tools("convert", source, tmp_path / "b", "--map", "llama")
+    assert same_weights(tmp_path / "b", tiny_model)
+
+
+def test_map_file_and_dry_run(tiny_model, tmp_path):
+    source = copy_golden(tmp_path / "source")
+
+    def as_foreign(tensors):
+        for layer in range(2):
+            attn = f"model.layers.{layer}.attn."
+            qkv = [tensors.pop(f"{attn}{name}_proj.weight") for name in "qkv"]
+            tensors[f"h.{layer}.qkv"] = np.ascontiguousarray(np.concatenate(qkv).T)
+            head = tensors.pop(f"{attn}o_proj.weight")
+            for part, rows in enumerate(np.split(head, 4, axis=1)):
+                tensors[f"h.{layer}.out.{part}"] = np.ascontiguousarray(rows)
+        tensors["position_ids"] = np.arange(5)
+
+    edit_tensors(source, as_foreign)
+    convert_fails(source, "missing: model.layers.0.attn.q_proj.weight", "unexpected: h.0.qkv")
+    rules = tmp_path / "map.yaml"
+    rules.write_text(r"""
+rules:
+  - match: 'h\.(\d+)\.qkv'
+    transpose: true
+    split: ['model.layers.\1.attn.q_proj.weight', 'model.layers.\1.attn.k_proj.weight',
+            'model.layers.\1.attn.v_proj.weight']
+  - {match: 'h\.(\d+)\.out\.(\d+)', concat: 'model.layers.\1.attn.o_proj.weight', part: '\2', dim: 1}
+  - {match: position_ids, ignore: true}
+""")
+    dry = run_tools("convert", source, tmp_path / "model", "--map", rules, "--dry-run")
+    assert re.search(r"h\.1\.qkv +-> model\.layers\.1\.attn\.k_proj\.weight +F32\[64,64\] +"
+                     r"transposed, part 2 of 3", dry.stdout)
+    assert re.search(r"position_ids +ignored", dry.stdout)
+    assert not (tmp_path / "model").exists()
+    run_tools("convert", source, tmp_path / "model", "--map", rules)
+    assert same_weights(tmp_path / "model", tiny_model)
+
+    rules.write_text("rules: [{match: position_ids, ignore: true}]")
+    dry = run_tools("convert", source, tmp_path / "x", "--map", rules, "--dry-run", check=False)
+    assert dry.returncode == 1 and "h.0.qkv" in dry.stdout and "missing: " in dry.stderr
