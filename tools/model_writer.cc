@@ -94,6 +94,18 @@ class WeightsFile {
   EncodedRows piece_;
 };
 
+// Of all files together, roughly but not too little.
+int64_t OutputBytes(const ModelWriterOptions& options, const ModelConfig& config) {
+  int64_t bytes = int64_t{1} << 20;  // model.yaml, the header
+  for (const TensorSpec& spec : TensorSpecs(config.arch)) {
+    bytes += StoredBytes(spec, StoredDType(spec, config.dtype));
+  }
+  std::error_code error;
+  const uintmax_t tokenizer =
+      config.has_tokenizer ? fs::file_size(options.tokenizer_path, error) : 0;
+  return error ? bytes : bytes + static_cast<int64_t>(tokenizer);
+}
+
 absl::Status AddDigest(const OutputDirectory& output, const std::string& name,
                        ModelConfig* config) {
   absl::StatusOr<FileHash> hash = HashFile(output.StagingPath(name));
@@ -138,7 +150,8 @@ absl::StatusOr<ModelWriterReport> WriteModelDirectory(const ModelWriterOptions& 
   if (!output.ok()) return output.status();
   ModelWriterReport report;
   report.config = std::move(config);
-  absl::Status status = WriteFiles(options, source, *output, &report);
+  absl::Status status = output->RequireSpace(OutputBytes(options, report.config));
+  if (status.ok()) status = WriteFiles(options, source, *output, &report);
   if (status.ok()) status = output->Commit();
   if (!status.ok()) return status;
   return report;

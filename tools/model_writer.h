@@ -59,6 +59,7 @@ struct ModelWriterReport {
 // bounded by a few rows and one tensor's scales. The directory appears complete and by rename,
 // after it has been loaded as the server would, or not at all. config.files is filled in here.
 // INVALID_ARGUMENT naming tensor and element for a value that is not finite in its stored dtype;
+// RESOURCE_EXHAUSTED before anything is written when the disk has not enough space;
 // OutputDirectory's and the source's errors.
 absl::StatusOr<ModelWriterReport> WriteModelDirectory(const ModelWriterOptions& options,
                                                       ModelConfig config, TensorSource* source);

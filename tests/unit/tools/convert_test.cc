@@ -17,6 +17,7 @@
 #include "tests/unit/tools/checkpoint_fixture.h"
 #include "tools/float_convert.h"
 #include "tools/inspect.h"
+#include "tools/output_directory.h"
 
 namespace osdn::tools {
 namespace {
@@ -253,6 +254,15 @@ TEST_F(ConvertTest, EmptyOutputDirectoryIsUsed) {
   options_.output_dir += "/";
   ASSERT_TRUE(Convert().ok());
   EXPECT_TRUE(LoadModelConfig(options_.output_dir).ok());
+}
+
+TEST_F(ConvertTest, SpaceIsAskedForFirst) {
+  const absl::StatusOr<OutputDirectory> output = OutputDirectory::Create(dir_ / "out", false);
+  ASSERT_TRUE(output.ok()) << output.status();
+  EXPECT_TRUE(output->RequireSpace(1000).ok());
+  const absl::Status status = output->RequireSpace(int64_t{1} << 60);
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("needs 1152921504607 MB"));
 }
 
 TEST_F(ConvertTest, InterruptedLeavesNothing) {
