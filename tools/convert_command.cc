@@ -13,7 +13,14 @@
 namespace osdn::tools {
 namespace {
 
-absl::Status RunConvert(ConvertOptions options) {
+struct ConvertFlags {
+  ConvertOptions options;
+  bool dry_run = false;
+  bool all_errors = false;
+};
+
+absl::Status RunConvert(const ConvertFlags& flags) {
+  ConvertOptions options = flags.options;
   absl::StatusOr<ConvertReport> report;
   absl::Status status = RunInterruptibly(
       "converting", [&](const std::atomic<bool>* stop, const WriteProgress& progress) {
@@ -23,7 +30,7 @@ absl::Status RunConvert(ConvertOptions options) {
       });
   if (!status.ok()) return status;
   for (const std::string& notice : report->notices) std::cerr << "note: " << notice << '\n';
-  PrintWritten(options.output_dir, report->model);
+  PrintWritten(options.output_dir, report->model, flags.all_errors);
   return absl::OkStatus();
 }
 
@@ -35,11 +42,6 @@ absl::Status RunDry(const ConvertOptions& options) {
   for (const std::string& notice : plan->notices) std::cerr << "note: " << notice << '\n';
   return plan->fit;
 }
-
-struct ConvertFlags {
-  ConvertOptions options;
-  bool dry_run = false;
-};
 
 }  // namespace
 
@@ -72,12 +74,11 @@ void AddConvertCommand(CLI::App& app, Action* action) {
                       "Chat template (default: chat_template.yaml beside config.json)");
   command->add_flag("--overwrite,--force", options->overwrite,
                     "Replace an existing model directory");
+  command->add_flag("--errors", flags->all_errors, "Show the rounding error of every tensor");
   command->add_flag("--dry-run", flags->dry_run,
                     "Only print what becomes of every tensor; write nothing");
   command->callback([flags, action] {
-    *action = [flags] {
-      return flags->dry_run ? RunDry(flags->options) : RunConvert(flags->options);
-    };
+    *action = [flags] { return flags->dry_run ? RunDry(flags->options) : RunConvert(*flags); };
   });
 }
 

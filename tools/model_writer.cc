@@ -174,6 +174,15 @@ absl::Status CheckOutputApart(const std::string& source_dir, const std::string& 
                                                  source_dir, "; choose another OUT_DIR"));
 }
 
+std::string RoundingTable(absl::Span<const TensorRounding> roundings) {
+  std::string text;
+  for (const TensorRounding& rounding : roundings) {
+    absl::StrAppendFormat(&text, "%8.4f%%  %-4s  %s\n", 100 * rounding.error.relative_rms(),
+                          kernels::DTypeName(rounding.dtype), rounding.name);
+  }
+  return text;
+}
+
 std::string RoundingText(absl::Span<const TensorRounding> roundings) {
   if (roundings.empty()) return "";
   RoundingError all;

@@ -75,6 +75,8 @@ absl::Status CheckOutputApart(const std::string& source_dir, const std::string& 
 // "relative RMS error 0.62% over all matrices; worst: NAME 0.9% (int8), ..." Empty when nothing was
 // rounded.
 std::string RoundingText(absl::Span<const TensorRounding> roundings);
+// A line for each tensor that was rounded: its error, dtype and name.
+std::string RoundingTable(absl::Span<const TensorRounding> roundings);
 
 }  // namespace osdn::tools
 

@@ -28,7 +28,7 @@ absl::Status RunSynth(const SynthFlags& flags) {
         return report.status();
       });
   if (!status.ok()) return status;
-  PrintWritten(options.output_dir, *report);
+  PrintWritten(options.output_dir, *report, /*all_errors=*/false);
   return absl::OkStatus();
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -199,3 +200,29 @@ rules:
     rules.write_text("rules: [{match: position_ids, ignore: true}]")
     dry = run_tools("convert", source, tmp_path / "x", "--map", rules, "--dry-run", check=False)
     assert dry.returncode == 1 and "h.0.qkv" in dry.stdout and "missing: " in dry.stderr
+
+
+# --- export and verify ---
+
+def test_export_and_back_with_a_tokenizer(text_model, tmp_path):
+    run_tools("export", text_model, tmp_path / "checkpoint")
+    assert sorted(path.name for path in (tmp_path / "checkpoint").iterdir()) == [
+        "chat_template.yaml", "config.json", "generation_config.json", "model.safetensors",
+        "tokenizer.model", "tokenizer_config.json"]
+    run_tools("convert", tmp_path / "checkpoint", tmp_path / "back", "--name", text_model.name)
+    done = run_tools("verify", text_model, tmp_path / "back", "--exact", "--json")
+    assert json.loads(done.stdout)["identical"]
+    first, second = ((folder / "model.yaml").read_text().split("source:")[0]
+                     for folder in (text_model, tmp_path / "back"))
+    assert first == second
+
+
+def test_verify_fails_beyond_its_bars(text_model, tmp_path):
+    run_tools("quantize", text_model, tmp_path / "int4", "--dtype", "int4")
+    (tmp_path / "text").write_text("the old dog went over the hill and said hello")
+    flags = ["--text", tmp_path / "text"]
+    done = run_tools("verify", text_model, tmp_path / "int4", *flags)
+    assert "attn.q_proj.weight (f32, int4)" in done.stdout and "perplexity" in done.stdout
+    for flag in (["--exact"], ["--max-kl", "1e-9"]):
+        done = run_tools("verify", text_model, tmp_path / "int4", *flags, *flag, check=False)
+        assert done.returncode == 1 and flag[0] in done.stderr
