@@ -14,11 +14,12 @@ build_packages=(
   libabsl-dev libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc grpc-proto
   libssl-dev libyaml-cpp-dev nlohmann-json3-dev libcpp-httplib-dev prometheus-cpp-dev libhiredis-dev libcli11-dev libspdlog-dev libfmt-dev libedit-dev
   libdnnl-dev ocl-icd-opencl-dev  # oneDNN's CMake configuration asks for OpenCL's headers
-  libhwy-dev librandom123-dev
+  libhwy-dev librandom123-dev libminizip-dev zlib1g-dev libre2-dev
 )
 runtime_packages=(
   ca-certificates libabsl20220623 libgrpc++1.51 libprotobuf32 libssl3 libyaml-cpp0.7
   libspdlog1.10 libfmt9 libprometheus-cpp-core1.0 libhiredis0.14 libcpp-httplib0.11 libedit2 libdnnl2 libhwy1 libgomp1
+  libminizip1 zlib1g libre2-9
 )
 test_packages=(
   git openssl redis-server clang-format clang-tidy shellcheck libgtest-dev libgmock-dev libbenchmark-dev

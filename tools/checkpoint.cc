@@ -2,36 +2,53 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <functional>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "tools/dcp.h"
 #include "tools/file_util.h"
-#include "tools/float_convert.h"
 #include "tools/json_reader.h"
+#include "tools/torch_file.h"
+#include "tools/weights_key.h"
 
 namespace osdn::tools {
 namespace {
 
-constexpr char kSingleFile[] = "model.safetensors";
-constexpr char kIndexFile[] = "model.safetensors.index.json";
-constexpr char kLmHead[] = "lm_head.weight";
-constexpr char kEmbeddings[] = "model.embeddings.weight";
+namespace fs = std::filesystem;
 
-std::string ShapeText(const std::vector<int64_t>& shape) {
-  return absl::StrCat("[", absl::StrJoin(shape, ","), "]");
+constexpr const char* kFiles[] = {"model.safetensors", "pytorch_model.bin"};
+constexpr char kIndexSuffix[] = ".index.json";
+
+bool Exists(const fs::path& path) {
+  std::error_code error;
+  return fs::exists(path, error);
 }
 
-absl::Status NoWeights(const std::string& dir) {
-  std::string text = absl::StrCat(dir, ": has neither ", kSingleFile, " nor ", kIndexFile);
+// The one file of weights that has none of the usual names; what there is instead otherwise.
+absl::StatusOr<std::string> OnlyWeightsFile(const std::string& dir) {
+  std::vector<std::string> found;
   std::error_code error;
-  for (const char* name : {"pytorch_model.bin", "pytorch_model.bin.index.json"}) {
-    if (!std::filesystem::exists(std::filesystem::path(dir) / name, error)) continue;
-    absl::StrAppend(&text, "; it has ", name,
-                    ", which is not read: save the model with safe_serialization=True");
-    break;
+  for (fs::directory_iterator it(dir, error), end; !error && it != end; it.increment(error)) {
+    const std::string extension = it->path().extension().string();
+    for (const char* known : {".safetensors", ".pt", ".pth", ".bin"}) {
+      if (extension == known) found.push_back(it->path().string());
+    }
+  }
+  if (error) return absl::ErrnoToStatus(error.value(), absl::StrCat("cannot read ", dir));
+  if (found.size() == 1) return found[0];
+  std::sort(found.begin(), found.end());
+  std::string text = absl::StrCat(dir,
+                                  ": has no model.safetensors, pytorch_model.bin, index of "
+                                  "their shards or ",
+                                  kDcpMetadataFile);
+  if (!found.empty()) {
+    absl::StrAppend(&text, "; name one of its files as the source: ", absl::StrJoin(found, ", "));
   }
   return absl::NotFoundError(text);
 }
@@ -52,8 +69,7 @@ absl::StatusOr<std::map<std::string, std::string>> ReadWeightMap(const std::stri
   std::vector<std::string> problems;
   for (const auto& [tensor, file] : it->items()) {
     const std::string name = file.is_string() ? file.get<std::string>() : "";
-    if (name.empty() || name == "." || name == ".." ||
-        std::filesystem::path(name).filename().string() != name) {
+    if (name.empty() || name == "." || name == ".." || fs::path(name).filename().string() != name) {
       problems.push_back(absl::StrCat(tensor, ": \"", name, "\" is not a plain file name"));
     }
     map[tensor] = name;
@@ -65,57 +81,42 @@ absl::StatusOr<std::map<std::string, std::string>> ReadWeightMap(const std::stri
   return map;
 }
 
-bool SameBytes(const SafetensorsEntry& a, const SafetensorsEntry& b) {
-  return a.dtype == b.dtype && a.shape == b.shape &&
-         std::equal(a.data.begin(), a.data.end(), b.data.begin(), b.data.end());
-}
-
-// The output head of a checkpoint whose config ties it to the embeddings.
-std::string CheckTiedHead(const Checkpoint& checkpoint, std::vector<std::string>* notices) {
-  const SafetensorsEntry* head = checkpoint.Find(kLmHead);
-  const SafetensorsEntry* embeddings = checkpoint.Find(kEmbeddings);
-  if (embeddings != nullptr && SameBytes(*head, *embeddings)) {
-    notices->push_back(
-        absl::StrCat(kLmHead, " equals the embeddings it is tied to and is not stored again"));
-    return "";
-  }
-  return absl::StrCat("contradicts tie_word_embeddings: ", kLmHead, " differs from ", kEmbeddings);
-}
-
 }  // namespace
 
-const SafetensorsEntry* Checkpoint::Find(const std::string& name) const {
+const SourceTensor* Checkpoint::Find(const std::string& name) const {
   const auto it = tensors_.find(name);
-  return it == tensors_.end() ? nullptr : it->second;
+  return it == tensors_.end() ? nullptr : &it->second;
 }
 
-absl::StatusOr<Checkpoint> Checkpoint::Open(const std::string& dir) {
-  const std::filesystem::path root(dir);
-  const std::string single = (root / kSingleFile).string();
-  const std::string index = (root / kIndexFile).string();
-  std::error_code error;
+absl::StatusOr<Checkpoint> Checkpoint::Open(const std::string& path) {
   Checkpoint checkpoint;
-  absl::Status status;
-  if (std::filesystem::exists(single, error)) {
-    status = checkpoint.OpenSingle(single);
-  } else if (std::filesystem::exists(index, error)) {
-    status = checkpoint.OpenShards(dir, index);
-  } else {
-    status = NoWeights(dir);
-  }
+  std::error_code error;
+  absl::Status status =
+      fs::is_directory(path, error) ? checkpoint.OpenDirectory(path) : checkpoint.OpenFile(path);
   if (!status.ok()) return status;
   return checkpoint;
 }
 
-absl::Status Checkpoint::OpenSingle(const std::string& path) {
-  absl::StatusOr<SafetensorsFile> file = SafetensorsFile::Open(path);
-  if (!file.ok()) return file.status();
-  files_.push_back(std::make_unique<SafetensorsFile>(*std::move(file)));
-  for (const auto& [name, entry] : files_.back()->tensors()) tensors_[name] = &entry;
+absl::Status Checkpoint::OpenDirectory(const std::string& dir) {
+  for (const char* name : kFiles) {
+    const std::string path = (fs::path(dir) / name).string();
+    if (Exists(path)) return OpenFile(path);
+    if (Exists(path + kIndexSuffix)) return OpenIndexed(dir, path + kIndexSuffix);
+  }
+  if (Exists(fs::path(dir) / kDcpMetadataFile)) return OpenDcp(dir);
+  absl::StatusOr<std::string> only = OnlyWeightsFile(dir);
+  if (!only.ok()) return only.status();
+  return OpenFile(*only);
+}
+
+absl::Status Checkpoint::OpenFile(const std::string& path) {
+  absl::StatusOr<NamedTensors> tensors = ReadFile(path);
+  if (!tensors.ok()) return tensors.status();
+  tensors_ = *std::move(tensors);
   return absl::OkStatus();
 }
 
-absl::Status Checkpoint::OpenShards(const std::string& dir, const std::string& index_path) {
+absl::Status Checkpoint::OpenIndexed(const std::string& dir, const std::string& index_path) {
   absl::StatusOr<std::map<std::string, std::string>> map = ReadWeightMap(index_path);
   if (!map.ok()) return map.status();
   std::set<std::string> shards;
@@ -123,14 +124,17 @@ absl::Status Checkpoint::OpenShards(const std::string& dir, const std::string& i
 
   std::vector<std::string> problems;
   for (const std::string& shard : shards) {
-    const std::string path = (std::filesystem::path(dir) / shard).string();
-    absl::StatusOr<SafetensorsFile> file = SafetensorsFile::Open(path);
-    if (!file.ok()) {
-      problems.emplace_back(file.status().message());
+    absl::StatusOr<NamedTensors> tensors = ReadFile((fs::path(dir) / shard).string());
+    if (!tensors.ok()) {
+      problems.emplace_back(tensors.status().message());
       continue;
     }
-    files_.push_back(std::make_unique<SafetensorsFile>(*std::move(file)));
-    for (const auto& [name, entry] : files_.back()->tensors()) {
+    for (const auto& [tensor, listed] : *map) {
+      if (listed == shard && tensors->find(tensor) == tensors->end()) {
+        problems.push_back(absl::StrCat(tensor, ": the index says ", shard, ", not there"));
+      }
+    }
+    for (auto& [name, tensor] : *tensors) {
       const auto listed = map->find(name);
       if (listed == map->end()) {
         problems.push_back(absl::StrCat(name, ": in ", shard, " but not in the index"));
@@ -138,12 +142,7 @@ absl::Status Checkpoint::OpenShards(const std::string& dir, const std::string& i
         problems.push_back(
             absl::StrCat(name, ": the index says ", listed->second, ", found in ", shard));
       } else {
-        tensors_[name] = &entry;
-      }
-    }
-    for (const auto& [tensor, listed] : *map) {
-      if (listed == shard && files_.back()->Find(tensor) == nullptr) {
-        problems.push_back(absl::StrCat(tensor, ": the index says ", shard, ", not there"));
+        tensors_[name] = std::move(tensor);
       }
     }
   }
@@ -152,41 +151,70 @@ absl::Status Checkpoint::OpenShards(const std::string& dir, const std::string& i
       absl::StrCat(index_path, " and its shards:\n  ", absl::StrJoin(problems, "\n  ")));
 }
 
-absl::Status CheckTensors(const Checkpoint& checkpoint, const std::vector<TensorSpec>& specs,
-                          bool tied, std::vector<std::string>* notices) {
-  std::vector<std::string> problems;
-  std::set<std::string> wanted;
-  for (const TensorSpec& spec : specs) {
-    wanted.insert(spec.name);
-    const SafetensorsEntry* entry = checkpoint.Find(spec.name);
-    if (entry == nullptr) {
-      problems.push_back(absl::StrCat("missing: ", spec.name, " ", ShapeText(spec.shape)));
-      continue;
-    }
-    if (entry->shape != spec.shape) {
-      problems.push_back(absl::StrCat("misshapen: ", spec.name, ": shape ", ShapeText(entry->shape),
-                                      ", config wants ", ShapeText(spec.shape)));
-    }
-    if (!ParseSourceDType(entry->dtype).has_value()) {
-      problems.push_back(absl::StrCat("unreadable: ", spec.name, ": dtype ", entry->dtype,
-                                      ", want F32, BF16 or F16"));
-    }
+absl::Status Checkpoint::OpenDcp(const std::string& dir) {
+  absl::StatusOr<DcpCheckpoint> read =
+      ReadDcp(dir, [](std::string_view name) { return !IsTrainingState(name); });
+  if (!read.ok()) return read.status();
+  kind_ = "distributed checkpoint";
+  tensors_ = std::move(read->tensors);
+  files_ = std::move(read->files);
+  AddStorages(read->storages);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<NamedTensors> Checkpoint::ReadFile(const std::string& path) {
+  return absl::EndsWith(path, ".safetensors") ? ReadSafetensors(path) : ReadTorch(path);
+}
+
+absl::StatusOr<NamedTensors> Checkpoint::ReadSafetensors(const std::string& path) {
+  absl::StatusOr<SafetensorsFile> file = SafetensorsFile::Open(path);
+  if (!file.ok()) return file.status();
+  kind_ = "safetensors";
+  safetensors_.push_back(std::make_unique<SafetensorsFile>(*std::move(file)));
+  NamedTensors tensors;
+  for (const auto& [name, entry] : safetensors_.back()->tensors()) {
+    tensors[name] = WholeTensor(entry.dtype, entry.shape, entry.data);
   }
-  for (const auto& [name, entry] : checkpoint.tensors()) {
-    if (wanted.count(name) > 0) continue;
-    std::string problem;
-    if (tied && name == kLmHead) {
-      problem = CheckTiedHead(checkpoint, notices);
-    } else {
-      problem = absl::StrCat("unexpected: ", name, " ", ShapeText(entry->shape));
-    }
-    if (!problem.empty()) problems.push_back(std::move(problem));
+  return tensors;
+}
+
+absl::StatusOr<NamedTensors> Checkpoint::ReadTorch(const std::string& path) {
+  absl::StatusOr<MappedFile> file = MappedFile::Open(path);
+  if (!file.ok()) return file.status();
+  kind_ = "torch.save file";
+  files_.push_back(std::make_unique<MappedFile>(*std::move(file)));
+  absl::StatusOr<TorchArchive> archive = ReadTorchArchive(files_.back()->bytes(), path);
+  if (!archive.ok()) return archive.status();
+  AddStorages(archive->storages);
+  return std::move(archive->tensors);
+}
+
+void Checkpoint::AddStorages(const std::vector<StoredZipEntry>& storages) {
+  for (const StoredZipEntry& entry : storages) {
+    if (!entry.data.empty()) storages_[entry.data.data()] = {.entry = entry};
   }
-  if (problems.empty()) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("the checkpoint's tensors do not match its config.json (", problems.size(),
-                   problems.size() == 1 ? " problem):\n  " : " problems):\n  ",
-                   absl::StrJoin(problems, "\n  ")));
+}
+
+absl::Status Checkpoint::CheckStorages(const SourceTensor& tensor) {
+  for (const TensorPiece& piece : tensor.pieces) {
+    auto it = storages_.upper_bound(piece.data.data());
+    if (piece.data.empty() || it == storages_.begin()) continue;
+    Storage& storage = std::prev(it)->second;
+    const absl::Span<const std::byte> bytes = storage.entry.data;
+    if (storage.checked || std::less_equal<>()(bytes.end(), piece.data.begin())) continue;
+    if (!ChecksumMatches(storage.entry)) {
+      return absl::DataLossError(
+          "its bytes do not match the checksum in the file: damaged (or saved with "
+          "torch.serialization.set_crc32_options(False): then give --ignore-checksums)");
+    }
+    storage.checked = true;
+  }
+  return absl::OkStatus();
+}
+
+void Checkpoint::Release(const SourceTensor& tensor) {
+  // Release needs the addresses only, not the file that they belong to.
+  for (const TensorPiece& piece : tensor.pieces) MappedFile().Release(piece.data);
 }
 
 }  // namespace osdn::tools

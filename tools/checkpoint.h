@@ -1,44 +1,71 @@
-// The tensors of a Hugging Face checkpoint directory: one model.safetensors, or shards listed by
-// model.safetensors.index.json.
+// The tensors of a checkpoint as training left it on disk: safetensors, files of torch.save, or a
+// directory of torch.distributed.checkpoint.
 #ifndef OSDN_TOOLS_CHECKPOINT_H_
 #define OSDN_TOOLS_CHECKPOINT_H_
 
+#include <cstddef>
 #include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/mapped_file.h"
 #include "engine/safetensors.h"
-#include "engine/tensor_specs.h"
+#include "tools/source_tensor.h"
+#include "tools/stored_zip.h"
 
 namespace osdn::tools {
 
-// Immutable after Open. Tensors point into the mapped files and live as long as the Checkpoint.
+using NamedTensors = std::map<std::string, SourceTensor>;
+
+// Tensors point into mapped files and live as long as the Checkpoint.
 class Checkpoint {
  public:
-  // NOT_FOUND when there is neither file, INVALID_ARGUMENT for an index that contradicts its shards
-  // (every contradiction is listed), SafetensorsFile's errors for a damaged file.
-  static absl::StatusOr<Checkpoint> Open(const std::string& dir);
+  // `path` is one file (.safetensors, or anything that torch.save wrote) or a directory, in which
+  // the first of these is taken: model.safetensors, model.safetensors.index.json and its shards,
+  // pytorch_model.bin, pytorch_model.bin.index.json and its shards, .metadata (DCP), or the only
+  // file *.safetensors, *.pt, *.pth or *.bin.
+  // NOT_FOUND when there is none of them, INVALID_ARGUMENT for an index that contradicts its shards
+  // (every contradiction is listed) and for what SafetensorsFile, ReadTorchArchive and ReadDcp
+  // refuse; their errors.
+  static absl::StatusOr<Checkpoint> Open(const std::string& path);
 
-  const std::map<std::string, const SafetensorsEntry*>& tensors() const { return tensors_; }
-  const SafetensorsEntry* Find(const std::string& name) const;
+  // By their names in the source, with the keys of the containers around them (see TorchArchive).
+  const NamedTensors& tensors() const { return tensors_; }
+  const SourceTensor* Find(const std::string& name) const;
+  // "safetensors", "torch.save file", "distributed checkpoint".
+  const std::string& kind() const { return kind_; }
+
+  // Compares the bytes behind a tensor with the checksum that torch.save's archive has for them,
+  // once a storage. DATA_LOSS when they differ.
+  absl::Status CheckStorages(const SourceTensor& tensor);
+  // Gives back the memory of the tensor's pages; they stay readable.
+  static void Release(const SourceTensor& tensor);
 
  private:
   Checkpoint() = default;
-  absl::Status OpenSingle(const std::string& path);
-  absl::Status OpenShards(const std::string& dir, const std::string& index_path);
+  absl::Status OpenDirectory(const std::string& dir);
+  absl::Status OpenFile(const std::string& path);
+  absl::Status OpenIndexed(const std::string& dir, const std::string& index_path);
+  absl::Status OpenDcp(const std::string& dir);
+  absl::StatusOr<NamedTensors> ReadFile(const std::string& path);
+  absl::StatusOr<NamedTensors> ReadSafetensors(const std::string& path);
+  absl::StatusOr<NamedTensors> ReadTorch(const std::string& path);
+  void AddStorages(const std::vector<StoredZipEntry>& storages);
 
-  std::vector<std::unique_ptr<SafetensorsFile>> files_;
-  std::map<std::string, const SafetensorsEntry*> tensors_;
+  struct Storage {
+    StoredZipEntry entry;
+    bool checked = false;
+  };
+
+  std::string kind_;
+  std::vector<std::unique_ptr<SafetensorsFile>> safetensors_;
+  std::vector<std::unique_ptr<MappedFile>> files_;
+  std::map<const std::byte*, Storage> storages_;  // by their first byte
+  NamedTensors tensors_;
 };
-
-// Compares the checkpoint with what the config asks for. INVALID_ARGUMENT lists every missing,
-// unexpected and misshapen tensor (both shapes) and every unreadable dtype at once. `*notices` gets
-// a line for each tensor that is present but not needed (lm_head.weight of a tied model, when it
-// equals the embeddings; when it does not, that is an error).
-absl::Status CheckTensors(const Checkpoint& checkpoint, const std::vector<TensorSpec>& specs,
-                          bool tied, std::vector<std::string>* notices);
 
 }  // namespace osdn::tools
 

@@ -1,5 +1,6 @@
 #include "tools/checkpoint_config.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -58,6 +59,7 @@ struct FixedKey {
 const std::vector<FixedKey>& FixedKeys() {
   static const auto* const keys = new std::vector<FixedKey>{
       {"attn", {nullptr}, "layers of softmax attention (hybrid models) are not supported"},
+      {"attnres_block_size", {nullptr}, "attention residuals between layers are not supported"},
       {"use_output_norm", {true}, "a mixer without its output norm is not supported"},
       {"hidden_act", {"swish", "silu"}, "the MLP is SwiGLU; no other activation is supported"},
       {"norm_first", {false}, "a norm inside the mixer is not supported"},
@@ -81,11 +83,14 @@ int64_t DefaultIntermediateSize(int64_t hidden_size, double hidden_ratio) {
 
 int64_t HeadDim(const char* key, double expand, const ArchitectureConfig& arch,
                 JsonReader* reader) {
-  const auto total = static_cast<int64_t>(static_cast<double>(arch.hidden_size) * expand);
-  if (total <= 0 || total > kMaxSize || total % arch.num_heads != 0) {
+  // fla rounds, so that a third of 48 is 16, and wants a whole number.
+  constexpr double kTolerance = 1e-9;
+  const double exact = static_cast<double>(arch.hidden_size) * expand;
+  const int64_t total = std::llround(std::min(exact, 2.0 * kMaxSize));
+  const bool whole = std::fabs(exact - static_cast<double>(total)) <= kTolerance * exact;
+  if (total <= 0 || total > kMaxSize || !whole || total % arch.num_heads != 0) {
     reader->AddProblem(absl::StrCat(key, ": ", expand, " x hidden_size ", arch.hidden_size, " = ",
-                                    total, ", which num_heads ", arch.num_heads,
-                                    " does not divide"));
+                                    exact, ", want a multiple of num_heads ", arch.num_heads));
     return 0;
   }
   return total / arch.num_heads;

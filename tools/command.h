@@ -17,6 +17,8 @@ namespace osdn::tools {
 using Action = std::function<absl::Status()>;
 
 void AddConvertCommand(CLI::App& app, Action* action);
+void AddExportCommand(CLI::App& app, Action* action);
+void AddVerifyCommand(CLI::App& app, Action* action);
 void AddQuantizeCommand(CLI::App& app, Action* action);
 void AddSynthCommand(CLI::App& app, Action* action);
 void AddInspectCommand(CLI::App& app, Action* action);

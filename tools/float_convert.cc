@@ -59,6 +59,18 @@ std::optional<size_t> ConvertFrom(absl::Span<const std::byte> source, kernels::D
                                     : Convert<From, ToBf16>(source, out);
 }
 
+template <typename From>
+void Widen(const std::byte* source, int64_t stride, absl::Span<float> out) {
+  if (stride == 1) {  // the compiler vectorises this one
+    for (size_t i = 0; i < out.size(); ++i) out[i] = From::Load(source + i * From::kBytes);
+    return;
+  }
+  const int64_t step = stride * static_cast<int64_t>(From::kBytes);
+  for (size_t i = 0; i < out.size(); ++i) {
+    out[i] = From::Load(source + static_cast<int64_t>(i) * step);
+  }
+}
+
 }  // namespace
 
 std::optional<SourceDType> ParseSourceDType(std::string_view name) {
@@ -91,6 +103,18 @@ float FloatFromF16(uint16_t bits) {
   }
   if (exponent == 0x1F) return std::bit_cast<float>(sign | 0x7F800000 | (mantissa << 13));
   return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+}
+
+void WidenElements(const std::byte* source, int64_t stride, SourceDType from,
+                   absl::Span<float> out) {
+  switch (from) {
+    case SourceDType::kF32:
+      return Widen<FromF32>(source, stride, out);
+    case SourceDType::kBF16:
+      return Widen<FromBf16>(source, stride, out);
+    case SourceDType::kF16:
+      return Widen<FromF16>(source, stride, out);
+  }
 }
 
 std::optional<size_t> ConvertElements(absl::Span<const std::byte> source, SourceDType from,

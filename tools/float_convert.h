@@ -25,6 +25,11 @@ uint16_t Bf16FromFloat(float value);
 float FloatFromBf16(uint16_t bits);
 float FloatFromF16(uint16_t bits);  // exact
 
+// Widens out.size() elements of `from` to float32. They lie `stride` elements apart from `source`
+// on, at any alignment.
+void WidenElements(const std::byte* source, int64_t stride, SourceDType from,
+                   absl::Span<float> out);
+
 // Converts `source` (whole elements of `from`, any alignment) and puts the bytes of `to` in `*out`,
 // replacing its contents. Returns the index of the first element that is not finite in `to`, if
 // any.

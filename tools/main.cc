@@ -18,6 +18,8 @@ int Run(int argc, char** argv) {
   app.require_subcommand(1);
   osdn::tools::Action action;
   osdn::tools::AddConvertCommand(app, &action);
+  osdn::tools::AddExportCommand(app, &action);
+  osdn::tools::AddVerifyCommand(app, &action);
   osdn::tools::AddQuantizeCommand(app, &action);
   osdn::tools::AddSynthCommand(app, &action);
   osdn::tools::AddInspectCommand(app, &action);

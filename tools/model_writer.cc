@@ -94,6 +94,18 @@ class WeightsFile {
   EncodedRows piece_;
 };
 
+// Of all files together, roughly but not too little.
+int64_t OutputBytes(const ModelWriterOptions& options, const ModelConfig& config) {
+  int64_t bytes = int64_t{1} << 20;  // model.yaml, the header
+  for (const TensorSpec& spec : TensorSpecs(config.arch)) {
+    bytes += StoredBytes(spec, StoredDType(spec, config.dtype));
+  }
+  std::error_code error;
+  const uintmax_t tokenizer =
+      config.has_tokenizer ? fs::file_size(options.tokenizer_path, error) : 0;
+  return error ? bytes : bytes + static_cast<int64_t>(tokenizer);
+}
+
 absl::Status AddDigest(const OutputDirectory& output, const std::string& name,
                        ModelConfig* config) {
   absl::StatusOr<FileHash> hash = HashFile(output.StagingPath(name));
@@ -138,7 +150,8 @@ absl::StatusOr<ModelWriterReport> WriteModelDirectory(const ModelWriterOptions& 
   if (!output.ok()) return output.status();
   ModelWriterReport report;
   report.config = std::move(config);
-  absl::Status status = WriteFiles(options, source, *output, &report);
+  absl::Status status = output->RequireSpace(OutputBytes(options, report.config));
+  if (status.ok()) status = WriteFiles(options, source, *output, &report);
   if (status.ok()) status = output->Commit();
   if (!status.ok()) return status;
   return report;
@@ -159,6 +172,15 @@ absl::Status CheckOutputApart(const std::string& source_dir, const std::string& 
   if (relative.empty() || *relative.begin() == "..") return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(output_dir, ": holds ", std::string(what), " ",
                                                  source_dir, "; choose another OUT_DIR"));
+}
+
+std::string RoundingTable(absl::Span<const TensorRounding> roundings) {
+  std::string text;
+  for (const TensorRounding& rounding : roundings) {
+    absl::StrAppendFormat(&text, "%8.4f%%  %-4s  %s\n", 100 * rounding.error.relative_rms(),
+                          kernels::DTypeName(rounding.dtype), rounding.name);
+  }
+  return text;
 }
 
 std::string RoundingText(absl::Span<const TensorRounding> roundings) {

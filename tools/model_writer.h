@@ -59,6 +59,7 @@ struct ModelWriterReport {
 // bounded by a few rows and one tensor's scales. The directory appears complete and by rename,
 // after it has been loaded as the server would, or not at all. config.files is filled in here.
 // INVALID_ARGUMENT naming tensor and element for a value that is not finite in its stored dtype;
+// RESOURCE_EXHAUSTED before anything is written when the disk has not enough space;
 // OutputDirectory's and the source's errors.
 absl::StatusOr<ModelWriterReport> WriteModelDirectory(const ModelWriterOptions& options,
                                                       ModelConfig config, TensorSource* source);
@@ -74,6 +75,8 @@ absl::Status CheckOutputApart(const std::string& source_dir, const std::string& 
 // "relative RMS error 0.62% over all matrices; worst: NAME 0.9% (int8), ..." Empty when nothing was
 // rounded.
 std::string RoundingText(absl::Span<const TensorRounding> roundings);
+// A line for each tensor that was rounded: its error, dtype and name.
+std::string RoundingTable(absl::Span<const TensorRounding> roundings);
 
 }  // namespace osdn::tools
 

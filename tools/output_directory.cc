@@ -78,6 +78,17 @@ std::string OutputDirectory::StagingPath(const std::string& file_name) const {
   return (staging_ / file_name).string();
 }
 
+absl::Status OutputDirectory::RequireSpace(int64_t bytes) const {
+  std::error_code error;
+  const fs::space_info space = fs::space(staging_, error);
+  // A file system that does not say is asked by writing.
+  if (error || space.available >= static_cast<uintmax_t>(bytes)) return absl::OkStatus();
+  constexpr int64_t kMega = 1'000'000;
+  return absl::ResourceExhaustedError(absl::StrCat(target_.string(), ": needs ", bytes / kMega + 1,
+                                                   " MB, its file system has ",
+                                                   space.available / kMega, " MB free"));
+}
+
 absl::Status OutputDirectory::Commit() {
   std::error_code error;
   // mkdtemp makes it private; a model directory is as readable as any other file of its owner.

@@ -2,6 +2,7 @@
 #ifndef OSDN_TOOLS_OUTPUT_DIRECTORY_H_
 #define OSDN_TOOLS_OUTPUT_DIRECTORY_H_
 
+#include <cstdint>
 #include <filesystem>
 #include <string>
 
@@ -26,6 +27,9 @@ class OutputDirectory {
   // Where to write a file of this name now.
   std::string StagingPath(const std::string& file_name) const;
   const std::filesystem::path& staging() const { return staging_; }
+
+  // RESOURCE_EXHAUSTED, saying both numbers, when the file system has less than `bytes` free.
+  absl::Status RequireSpace(int64_t bytes) const;
 
   absl::Status Commit();
 

@@ -116,6 +116,7 @@ struct Position {
   double nats = 0;
   double against_nats = 0;
   double kl = 0;
+  double logit_difference = 0;
   bool same_top = false;
 };
 
@@ -140,6 +141,7 @@ class Measurement {
   }
 
   absl::StatusOr<std::vector<Document>> Read() {
+    if (!options_.documents.empty()) return options_.documents;
     if (options_.text_path.empty()) return ReadIds(options_.ids_path, vocab());
     return ReadText(options_.text_path, options_.model_dir, model_->config(), &report_->text_bytes);
   }
@@ -242,6 +244,10 @@ class Measurement {
     const absl::Span<const float> other = Row(against_logits_, row);
     position.against_nats = NegativeLogLikelihood(other, target);
     position.kl = KlDivergence(other, logits);
+    for (size_t i = 0; i < logits.size(); ++i) {
+      const double difference = std::fabs(static_cast<double>(logits[i]) - other[i]);
+      position.logit_difference = std::max(position.logit_difference, difference);
+    }
     const auto top = [](absl::Span<const float> values) {
       return std::max_element(values.begin(), values.end()) - values.begin();
     };
@@ -257,6 +263,8 @@ class Measurement {
     against.nats += position.against_nats;
     against.mean_kl += position.kl;
     against.max_kl = std::max(against.max_kl, position.kl);
+    against.max_logit_difference =
+        std::max(against.max_logit_difference, position.logit_difference);
     against.same_top += position.same_top ? 1 : 0;
   }
 
@@ -298,7 +306,10 @@ double PerplexityReport::perplexity_ratio() const { return perplexity() / agains
 absl::StatusOr<PerplexityReport> MeasurePerplexity(
     const PerplexityOptions& options,
     const std::function<void(int64_t done, int64_t total)>& progress) {
-  if (options.text_path.empty() == options.ids_path.empty()) {
+  const int inputs = static_cast<int>(!options.text_path.empty()) +
+                     static_cast<int>(!options.ids_path.empty()) +
+                     static_cast<int>(!options.documents.empty());
+  if (inputs != 1) {
     return absl::InvalidArgumentError("give a text or token ids, one of the two");
   }
   PerplexityReport report;
@@ -348,6 +359,7 @@ std::string PerplexityToJson(const PerplexityReport& report) {
                        {"perplexity_ratio", report.perplexity_ratio()},
                        {"mean_kl", report.against->mean_kl},
                        {"max_kl", report.against->max_kl},
+                       {"max_logit_difference", report.against->max_logit_difference},
                        {"same_top", report.against->same_top}};
   }
   return root.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";

@@ -20,10 +20,11 @@ struct PerplexityOptions {
   std::string model_dir;
   // The reference, usually the same weights in float32; empty: none. Same vocabulary and tokenizer.
   std::string against_dir;
-  // Exactly one of the two. Text: documents separated by form feeds, each encoded by the model's
+  // Exactly one of the three. Text: documents separated by form feeds, each encoded by the model's
   // tokenizer behind its beginning-of-text token. Ids: a document a line.
   std::string text_path;
   std::string ids_path;
+  std::vector<std::vector<int32_t>> documents = {};  // token ids
   kernels::BackendOptions backend;
   bool verify_checksums = true;
   const std::atomic<bool>* stop = nullptr;  // as in ModelWriterOptions
@@ -36,6 +37,7 @@ struct ReferenceComparison {
   double nats = 0;     // sum of the reference's own -log p(token)
   double mean_kl = 0;  // of KL(reference || model), in nats
   double max_kl = 0;
+  double max_logit_difference = 0;
   double same_top = 0;  // share of positions with the same most probable token
 };
 

@@ -15,6 +15,7 @@ namespace {
 struct QuantizeFlags {
   QuantizeOptions options;
   std::optional<kernels::DType> dtype;
+  bool all_errors = false;
 };
 
 absl::Status RunQuantize(const QuantizeFlags& flags) {
@@ -28,7 +29,7 @@ absl::Status RunQuantize(const QuantizeFlags& flags) {
         return report.status();
       });
   if (!status.ok()) return status;
-  PrintWritten(options.output_dir, *report);
+  PrintWritten(options.output_dir, *report, flags.all_errors);
   return absl::OkStatus();
 }
 
@@ -43,7 +44,9 @@ void AddQuantizeCommand(CLI::App& app, Action* action) {
   command->add_option("OUT_DIR", options.output_dir, "Model directory to make")->required();
   AddDTypeFlag(command, &flags->dtype, "Of the matrices: int8, int4, bf16 or f32")->required();
   command->add_option("--name", options.name, "Model name (default: the last part of OUT_DIR)");
-  command->add_flag("--overwrite", options.overwrite, "Replace an existing model directory");
+  command->add_flag("--errors", flags->all_errors, "Show the rounding error of every tensor");
+  command->add_flag("--overwrite,--force", options.overwrite,
+                    "Replace an existing model directory");
   command->callback([flags, action] { *action = [flags] { return RunQuantize(*flags); }; });
 }
 

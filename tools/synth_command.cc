@@ -28,7 +28,7 @@ absl::Status RunSynth(const SynthFlags& flags) {
         return report.status();
       });
   if (!status.ok()) return status;
-  PrintWritten(options.output_dir, *report);
+  PrintWritten(options.output_dir, *report, /*all_errors=*/false);
   return absl::OkStatus();
 }
 
@@ -51,7 +51,8 @@ void AddSynthCommand(CLI::App& app, Action* action) {
   command->add_option("--tokenizer", options.tokenizer_path,
                       "tokenizer.model to put in (default: none; the model takes token ids)");
   command->add_option("--name", options.name, "Model name (default: the config's)");
-  command->add_flag("--overwrite", options.overwrite, "Replace an existing model directory");
+  command->add_flag("--overwrite,--force", options.overwrite,
+                    "Replace an existing model directory");
   command->callback([flags, action] { *action = [flags] { return RunSynth(*flags); }; });
 }
 

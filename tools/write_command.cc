@@ -24,7 +24,8 @@ absl::Status RunInterruptibly(
   });
 }
 
-void PrintWritten(const std::string& output_dir, const ModelWriterReport& report) {
+void PrintWritten(const std::string& output_dir, const ModelWriterReport& report, bool all_errors) {
+  if (all_errors) std::cerr << RoundingTable(report.roundings);
   const std::string rounding = RoundingText(report.roundings);
   if (!rounding.empty()) std::cerr << rounding << '\n';
   std::cout << absl::StrFormat("%s: %s, %d parameters, %s, %d bytes\n", output_dir,

@@ -17,8 +17,9 @@ absl::Status RunInterruptibly(
     const std::function<absl::Status(const std::atomic<bool>* stop, const WriteProgress& progress)>&
         write);
 
-// One line on standard output: directory, name, size; the rounding errors on standard error.
-void PrintWritten(const std::string& output_dir, const ModelWriterReport& report);
+// One line on standard output: directory, name, size; the rounding errors on standard error, those
+// of every tensor with `all_errors`.
+void PrintWritten(const std::string& output_dir, const ModelWriterReport& report, bool all_errors);
 
 }  // namespace osdn::tools
 

@@ -72,7 +72,7 @@ class BenchTest : public testing::Test {
 
   std::string Convert(const std::string& golden, kernels::DType dtype) {
     ConvertOptions options;
-    options.source_dir = GoldenPath(golden);
+    options.source = GoldenPath(golden);
     options.output_dir = dir_ / (golden + std::string(kernels::DTypeName(dtype)));
     options.dtype = dtype;
     const absl::StatusOr<ConvertReport> report = ConvertCheckpoint(options, nullptr);

@@ -34,9 +34,11 @@ std::vector<std::string> TemporaryDirectory::Entries() const {
   return names;
 }
 
-std::string GoldenPath(const std::string& name) {
-  return (fs::path(OSDN_TEST_DATA_DIR) / "golden" / name).string();
+std::string TestDataPath(const std::string& name) {
+  return (fs::path(OSDN_TEST_DATA_DIR) / name).string();
 }
+
+std::string GoldenPath(const std::string& name) { return TestDataPath("golden/" + name); }
 
 RawTensor FloatTensor(std::vector<int64_t> shape, const std::vector<float>& values) {
   RawTensor tensor{"F32", std::move(shape), std::vector<std::byte>(values.size() * sizeof(float))};
@@ -51,11 +53,14 @@ RawTensor HalfTensor(const std::string& dtype, std::vector<int64_t> shape,
   return tensor;
 }
 
-std::vector<float> FloatsOf(const SafetensorsEntry& entry) {
-  EXPECT_EQ(entry.dtype, "F32");
-  std::vector<float> values(entry.data.size() / sizeof(float));
-  std::memcpy(values.data(), entry.data.data(), values.size() * sizeof(float));
+std::vector<float> FloatsOf(const SourceTensor& tensor) {
+  std::vector<float> values(static_cast<size_t>(tensor.elements()));
+  ReadRows(tensor, 0, absl::MakeSpan(values));
   return values;
+}
+
+std::vector<float> FloatsOf(const SafetensorsEntry& entry) {
+  return FloatsOf(WholeTensor(entry.dtype, entry.shape, entry.data));
 }
 
 nlohmann::json TinyConfig() {

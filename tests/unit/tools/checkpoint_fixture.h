@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/safetensors.h"
+#include "tools/source_tensor.h"
 
 namespace osdn::tools {
 
@@ -33,6 +34,8 @@ class TemporaryDirectory {
 };
 
 std::string GoldenPath(const std::string& name);
+// In tests/data.
+std::string TestDataPath(const std::string& name);
 
 // A tensor as it goes into a safetensors file.
 struct RawTensor {
@@ -45,6 +48,7 @@ using TensorMap = std::map<std::string, RawTensor>;
 RawTensor FloatTensor(std::vector<int64_t> shape, const std::vector<float>& values);
 RawTensor HalfTensor(const std::string& dtype, std::vector<int64_t> shape,
                      const std::vector<uint16_t>& bits);
+std::vector<float> FloatsOf(const SourceTensor& tensor);
 std::vector<float> FloatsOf(const SafetensorsEntry& entry);
 
 // config.json of a model of one layer, and tensors for it with small values that differ from each

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tests/unit/tools/checkpoint_fixture.h"
+#include "tools/check_tensors.h"
 
 namespace osdn::tools {
 namespace {
@@ -95,9 +96,20 @@ TEST(CheckpointTest, SingleFileIsPreferred) {
 TEST(CheckpointTest, NoWeights) {
   const TemporaryDirectory dir;
   EXPECT_EQ(Checkpoint::Open(dir.path()).status().code(), absl::StatusCode::kNotFound);
-  EXPECT_THAT(OpenError(dir.path()), Not(HasSubstr("pytorch")));
+  EXPECT_THAT(OpenError(dir.path()), Not(HasSubstr("name one of its files")));
   WriteText(dir / "pytorch_model.bin", "x");
-  EXPECT_THAT(OpenError(dir.path()), HasSubstr("pytorch_model.bin, which is not read"));
+  EXPECT_THAT(OpenError(dir.path()), HasSubstr("pytorch_model.bin: not a file of torch.save"));
+}
+
+TEST(CheckpointTest, OneFileOfAnyName) {
+  const TemporaryDirectory dir;
+  WriteTensors(dir / "best.safetensors", {{"x", FloatTensor({1}, {1})}});
+  EXPECT_TRUE(Checkpoint::Open(dir.path()).ok());
+  WriteTensors(dir / "last.safetensors", {{"x", FloatTensor({1}, {2})}});
+  EXPECT_THAT(OpenError(dir.path()), HasSubstr("name one of its files as the source: "));
+  const absl::StatusOr<Checkpoint> last = Checkpoint::Open(dir / "last.safetensors");
+  ASSERT_TRUE(last.ok()) << last.status();
+  EXPECT_THAT(FloatsOf(*last->Find("x")), testing::ElementsAre(2));
 }
 
 TEST(CheckpointTest, TruncatedFile) {
@@ -114,7 +126,7 @@ class CheckTensorsTest : public testing::Test {
     absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open(dir_.path());
     if (!checkpoint.ok()) return checkpoint.status();
     notices_.clear();
-    return CheckTensors(*checkpoint, specs_, tied, &notices_);
+    return CheckTensors(checkpoint->tensors(), specs_, tied, &notices_);
   }
 
   const std::vector<TensorSpec> specs_ = {{"model.embeddings.weight", {2, 1}, TensorKind::kMatrix},

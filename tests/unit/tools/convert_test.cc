@@ -17,6 +17,7 @@
 #include "tests/unit/tools/checkpoint_fixture.h"
 #include "tools/float_convert.h"
 #include "tools/inspect.h"
+#include "tools/output_directory.h"
 
 namespace osdn::tools {
 namespace {
@@ -32,12 +33,12 @@ constexpr char kNorm[] = "model.norm.weight";
 class ConvertTest : public testing::Test {
  protected:
   ConvertTest() : config_(TinyConfig()), tensors_(TinyTensors(config_)) {
-    options_.source_dir = dir_ / "source";
+    options_.source = dir_ / "source";
     options_.output_dir = dir_ / "model";
   }
 
   absl::StatusOr<ConvertReport> Convert() {
-    WriteCheckpoint(options_.source_dir, config_, tensors_);
+    WriteCheckpoint(options_.source, config_, tensors_);
     return ConvertCheckpoint(options_, nullptr);
   }
 
@@ -156,7 +157,7 @@ TEST_F(ConvertTest, ShardsGiveTheSameWeights) {
   WriteTensors(sharded + "/model-00001-of-00002.safetensors", halves[0]);
   WriteTensors(sharded + "/model-00002-of-00002.safetensors", halves[1]);
   WriteText(sharded + "/model.safetensors.index.json", json({{"weight_map", map}}).dump());
-  options_.source_dir = sharded;
+  options_.source = sharded;
   options_.output_dir = dir_ / "from-shards";
   const absl::StatusOr<ConvertReport> report = ConvertCheckpoint(options_, nullptr);
   ASSERT_TRUE(report.ok()) << report.status();
@@ -192,22 +193,22 @@ TEST_F(ConvertTest, RefusedConfigWritesNothing) {
 }
 
 TEST_F(ConvertTest, DamagedTokenizerWritesNothing) {
-  std::filesystem::create_directories(options_.source_dir);
-  WriteText(options_.source_dir + "/tokenizer.model", "not a tokenizer");
+  std::filesystem::create_directories(options_.source);
+  WriteText(options_.source + "/tokenizer.model", "not a tokenizer");
   EXPECT_THAT(Failure(), HasSubstr("tokenizer.model"));
 }
 
 TEST_F(ConvertTest, ChatTemplateNeedsATokenizer) {
-  std::filesystem::create_directories(options_.source_dir);
-  WriteText(options_.source_dir + "/chat_template.yaml",
+  std::filesystem::create_directories(options_.source);
+  WriteText(options_.source + "/chat_template.yaml",
             "roles:\n  user: {prefix: [{text: U}], suffix: []}\n");
   EXPECT_THAT(Failure(), HasSubstr("needs a tokenizer"));
 }
 
 TEST_F(ConvertTest, MissingSource) {
   EXPECT_THAT(std::string(ConvertCheckpoint(options_, nullptr).status().message()),
-              HasSubstr("no such directory"));
-  std::filesystem::create_directories(options_.source_dir);
+              HasSubstr("no such file or directory"));
+  std::filesystem::create_directories(options_.source);
   EXPECT_THAT(std::string(ConvertCheckpoint(options_, nullptr).status().message()),
               HasSubstr("config.json"));
 }
@@ -241,11 +242,11 @@ TEST_F(ConvertTest, OverwriteReplacesModelDirectoriesOnly) {
 
 TEST_F(ConvertTest, OutputMayNotHoldTheSource) {
   options_.overwrite = true;
-  options_.source_dir = dir_ / "model/source";
-  std::filesystem::create_directories(options_.source_dir);
+  options_.source = dir_ / "model/source";
+  std::filesystem::create_directories(options_.source);
   WriteText(dir_ / "model/model.yaml", "x");
   EXPECT_THAT(std::string(Convert().status().message()), HasSubstr("holds the checkpoint"));
-  EXPECT_TRUE(std::filesystem::exists(options_.source_dir + "/model.safetensors"));
+  EXPECT_TRUE(std::filesystem::exists(options_.source + "/model.safetensors"));
 }
 
 TEST_F(ConvertTest, EmptyOutputDirectoryIsUsed) {
@@ -253,6 +254,15 @@ TEST_F(ConvertTest, EmptyOutputDirectoryIsUsed) {
   options_.output_dir += "/";
   ASSERT_TRUE(Convert().ok());
   EXPECT_TRUE(LoadModelConfig(options_.output_dir).ok());
+}
+
+TEST_F(ConvertTest, SpaceIsAskedForFirst) {
+  const absl::StatusOr<OutputDirectory> output = OutputDirectory::Create(dir_ / "out", false);
+  ASSERT_TRUE(output.ok()) << output.status();
+  EXPECT_TRUE(output->RequireSpace(1000).ok());
+  const absl::Status status = output->RequireSpace(int64_t{1} << 60);
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("needs 1152921504607 MB"));
 }
 
 TEST_F(ConvertTest, InterruptedLeavesNothing) {
@@ -263,7 +273,7 @@ TEST_F(ConvertTest, InterruptedLeavesNothing) {
 }
 
 TEST_F(ConvertTest, ProgressEndsAtTheTotal) {
-  WriteCheckpoint(options_.source_dir, config_, tensors_);
+  WriteCheckpoint(options_.source, config_, tensors_);
   int64_t last = 0;
   int64_t total = -1;
   const auto progress = [&](int64_t done, int64_t all, std::string_view tensor) {

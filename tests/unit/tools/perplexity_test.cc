@@ -52,7 +52,7 @@ class PerplexityTest : public testing::Test {
  protected:
   PerplexityTest() {
     ConvertOptions convert;
-    convert.source_dir = GoldenPath("tiny");
+    convert.source = GoldenPath("tiny");
     convert.output_dir = dir_ / "tiny";
     EXPECT_TRUE(ConvertCheckpoint(convert, nullptr).ok());
     options_.model_dir = convert.output_dir;

@@ -45,6 +45,14 @@ TEST(ProgressTest, BarOnATerminal) {
   EXPECT_EQ(text.back(), '\n');
 }
 
+TEST(ProgressTest, RateAndTimeLeft) {
+  EXPECT_EQ(Progress::RateText(100, 1000, 0.5), "");
+  EXPECT_EQ(Progress::RateText(0, 1000, 5), "");
+  EXPECT_EQ(Progress::RateText(100, 1000, 2), "50/s, 0:18 left");
+  EXPECT_EQ(Progress::RateText(30'000, 1'000'000, 10), "3k/s, 5:23 left");
+  EXPECT_EQ(Progress::RateText(2'000'000'000, 100'000'000'000, 100), "20M/s, 1:21:40 left");
+}
+
 TEST(ProgressTest, NothingToDoIsDone) {
   EXPECT_EQ(Captured(0, false, [](Progress& progress) { progress.Update(0, ""); }), "work: 100%\n");
 }

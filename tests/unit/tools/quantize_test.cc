@@ -32,7 +32,7 @@ class QuantizeTest : public testing::Test {
 
   void ConvertTiny(std::optional<DType> dtype, const std::string& output_dir) {
     ConvertOptions options;
-    options.source_dir = GoldenPath("tiny_apf_gate");
+    options.source = GoldenPath("tiny_apf_gate");
     options.output_dir = output_dir;
     options.dtype = dtype;
     const absl::StatusOr<ConvertReport> report = ConvertCheckpoint(options, nullptr);
@@ -148,7 +148,7 @@ TEST_F(QuantizeTest, NanIsRefusedByName) {
   tensors[kQ] = FloatTensor({8, 8}, values);
   WriteCheckpoint(dir_ / "source", config, tensors);
   ConvertOptions options;
-  options.source_dir = dir_ / "source";
+  options.source = dir_ / "source";
   options.output_dir = options_.output_dir;
   options.dtype = DType::kI8;
   EXPECT_THAT(std::string(ConvertCheckpoint(options, nullptr).status().message()),

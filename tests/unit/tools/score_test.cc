@@ -64,7 +64,7 @@ std::vector<int32_t> IdsOf(const SafetensorsEntry& entry) {
 
 absl::Status ConvertGolden(const std::string& name, const std::string& output_dir) {
   ConvertOptions options;
-  options.source_dir = GoldenPath(name);
+  options.source = GoldenPath(name);
   options.output_dir = output_dir;
   return ConvertCheckpoint(options, nullptr).status();
 }

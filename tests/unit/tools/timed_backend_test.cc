@@ -20,7 +20,7 @@ class TimedBackendTest : public testing::Test {
  protected:
   TimedBackendTest() {
     ConvertOptions convert;
-    convert.source_dir = GoldenPath("tiny");
+    convert.source = GoldenPath("tiny");
     convert.output_dir = dir_ / "model";
     EXPECT_TRUE(ConvertCheckpoint(convert, nullptr).ok());
     ModelRunner::Options options;
