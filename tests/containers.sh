@@ -81,7 +81,7 @@ b bud --network host --pull-never --format docker --build-arg BASE="$base" \
   --build-arg REVISION="$revision" -f deploy/Dockerfile -t "$image" .
 
 say "What is in it"
-[[ $(config '{{.Docker.Config.User}}') == osdn ]] || die "the image does not run as user osdn"
+[[ $(config '{{.Docker.Config.User}}') == 10001:10001 ]] || die "the image does not run as user 10001"
 [[ $(config '{{.Docker.Config.Healthcheck.Test}}') == *"osdn-tools health"* ]] || die "no health check"
 [[ $(config '{{index .Docker.Config.Labels "org.opencontainers.image.revision"}}') == "$revision" ]] ||
   die "no revision label"
