@@ -97,6 +97,8 @@ http_port=8080
 while (exec 3<>"/dev/tcp/127.0.0.1/$http_port") 2>/dev/null; do http_port=$((http_port + 1)); done
 # The image's own entry point and command, with another address: the network is the host's.
 read -ra command <<<"$(config '{{range .Docker.Config.Entrypoint}}{{.}} {{end}}{{range .Docker.Config.Cmd}}{{.}} {{end}}')"
+http_port=$((port + 1))
+while (exec 3<>"/dev/tcp/127.0.0.1/$http_port") 2>/dev/null; do http_port=$((http_port + 1)); done
 command=("${command[@]/0.0.0.0:50051/127.0.0.1:$port}" --drain-propagation 0s)
 command=("${command[@]/0.0.0.0:8080/127.0.0.1:$http_port}")
 server=$(b from --pull-never "$image")
@@ -113,6 +115,16 @@ answer=$(b run --network host "$server" -- osdn-tools generate --address "127.0.
   --prompt "Once upon a time" --temperature 0 --max-tokens 40)
 printf '%s\n' "$answer"
 [[ ${#answer} -gt 40 ]] || die "the completion is too short"
+
+say "HTTP"
+for path in health metrics; do
+  exec 3<>"/dev/tcp/127.0.0.1/$http_port" || die "nothing listens on port $http_port"
+  printf 'GET /%s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' "$path" >&3
+  page=$(cat <&3)
+  exec 3>&-
+  [[ $page == "HTTP/1.1 200"* ]] || die "/$path: ${page%%$'\r'*}"
+done
+[[ $page == *osdn_build_info* ]] || die "no metrics on /metrics"
 
 say "SIGTERM ends it with 0"
 signal_server TERM
