@@ -97,8 +97,6 @@ http_port=8080
 while (exec 3<>"/dev/tcp/127.0.0.1/$http_port") 2>/dev/null; do http_port=$((http_port + 1)); done
 # The image's own entry point and command, with another address: the network is the host's.
 read -ra command <<<"$(config '{{range .Docker.Config.Entrypoint}}{{.}} {{end}}{{range .Docker.Config.Cmd}}{{.}} {{end}}')"
-http_port=$((port + 1))
-while (exec 3<>"/dev/tcp/127.0.0.1/$http_port") 2>/dev/null; do http_port=$((http_port + 1)); done
 command=("${command[@]/0.0.0.0:50051/127.0.0.1:$port}" --drain-propagation 0s)
 command=("${command[@]/0.0.0.0:8080/127.0.0.1:$http_port}")
 server=$(b from --pull-never "$image")

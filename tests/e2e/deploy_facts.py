@@ -25,11 +25,6 @@ def flags_of(*command: str) -> frozenset[str]:
     return frozenset(re.findall(r"^ +(?:-\w,)?(--[\w-]+)", help_of(*command), re.MULTILINE))
 
 
-def has_http() -> bool:
-    """Whether this build of the server has the HTTP port."""
-    return "--http-address" in flags_of("osdn-server")
-
-
 def exported_metrics() -> set[str]:
     """Names that server/metrics.cc gives its series."""
     return set(re.findall(r'"(osdn_\w+)"', (REPO / "server" / "metrics.cc").read_text()))

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy_facts import DEPLOY, flags_of, has_http
+from deploy_facts import DEPLOY, flags_of
 from harness import REPO, run_server
 
 DOCKERFILES = sorted(DEPLOY.glob("Dockerfile*"))
@@ -31,19 +31,8 @@ def instructions(dockerfile: Path, name: str) -> list[str]:
     return re.findall(rf"^\s*{name}\s+(.*)$", text, re.MULTILINE)
 
 
-def without_http(arguments: list[str]) -> list[str]:
-    """What a build without the HTTP port takes of them."""
-    if has_http():
-        return arguments
-    kept = list(arguments)
-    while "--http-address" in kept:
-        at = kept.index("--http-address")
-        del kept[at:at + 2]
-    return kept
-
-
 def check(arguments: list[str]) -> None:
-    done = run_server(*without_http(arguments), "--check-config")
+    done = run_server(*arguments, "--check-config")
     assert done.returncode == 0, done.stdout + done.stderr
 
 

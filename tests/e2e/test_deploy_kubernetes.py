@@ -12,7 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from deploy_facts import DEPLOY, documented_metrics, exported_metrics, flags_of, has_http
+from deploy_facts import DEPLOY, documented_metrics, exported_metrics, flags_of
 from harness import BUNDLED_MODEL, run_server
 from kustomize import load_all, render
 
@@ -57,7 +57,7 @@ def seconds(text: str) -> float:
 
 
 def test_there_are_overlays():
-    assert {"cpu", "cuda", "sessions"} <= set(OVERLAYS)
+    assert {"cpu", "cuda", "redis", "sessions"} <= set(OVERLAYS)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -70,10 +70,7 @@ def test_valid_to_the_schemas(resources, version):
 def test_server_takes_the_config_and_every_flag(resources, tmp_path):
     container = container_of(resources)
     assert container["command"] == ["osdn-server"]
-    config = config_of(resources)
-    if not has_http():
-        del config["http"]  # an option of builds with the HTTP port
-    (tmp_path / "server.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "server.yaml").write_text(only(resources, "ConfigMap")["data"]["server.yaml"])
     args = [str(tmp_path / "server.yaml") if a == "/etc/osdn/server/server.yaml" else a
             for a in container["args"]]
     done = run_server(*args, "--check-config")
