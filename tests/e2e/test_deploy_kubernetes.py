@@ -6,14 +6,16 @@ shape is checked here.
 
 from __future__ import annotations
 
+import http.client
 import re
+import subprocess
 
 import kubernetes_validate
 import pytest
 import yaml
 
 from deploy_facts import DEPLOY, documented_metrics, exported_metrics, flags_of
-from harness import BUNDLED_MODEL, run_server
+from harness import BUNDLED_MODEL, run_server, run_tools, wait_until
 from kustomize import load_all, render
 
 KUBERNETES = DEPLOY / "kubernetes"
@@ -121,7 +123,29 @@ def test_probes_are_health_calls_that_fit_the_transport(resources):
             assert {"--address", "--tls-ca"} <= given <= flags_of("osdn-tools", "health")
         else:
             assert probe["grpc"] == {"port": 50051}
-    assert encrypted == ("--insecure=false" in container["args"])
+    if encrypted:  # API keys must not travel by the other port
+        clients = only(resources, "NetworkPolicy")["spec"]["ingress"][0]
+        assert [port["port"] for port in clients["ports"]] == ["grpc"]
+
+
+def test_http_speaks_plaintext_beside_tls(tiny_model, servers, tmp_path):
+    """What components/tls relies on; when the HTTP port gets TLS, change its network rule and the ServiceMonitor."""
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+                    "-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem", "-subj", "/CN=localhost",
+                    "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
+    server = servers(tiny_model, "--tls-cert-file", str(tmp_path / "cert.pem"), "--tls-key-file",
+                     str(tmp_path / "key.pem"), serving=False)
+    port = server.address.rpartition(":")[2]
+    # The probes' command, with this server's port.
+    (probe,) = [p for p in load_all(KUBERNETES / "components" / "tls" / "server.yaml")[0]
+                if p["path"].endswith("/readinessProbe")]
+    command = [a.replace("50051", port).replace("/etc/osdn/tls/ca.crt", str(tmp_path / "cert.pem"))
+               for a in probe["value"]["exec"]["command"]]
+    assert command[0] == "osdn-tools"
+    wait_until(lambda: run_tools(*command[1:], check=False).stdout.strip() == "SERVING", "health by TLS")
+    connection = http.client.HTTPConnection(server.http_address, timeout=10)
+    connection.request("GET", "/metrics")
+    assert connection.getresponse().status == 200
 
 
 def test_grace_period_is_longer_than_the_drain(resources):
@@ -173,8 +197,7 @@ def test_service_monitor_scrapes_the_http_service(resources):
     (endpoint,) = monitor["spec"]["endpoints"]
     assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
     assert endpoint["path"] == "/metrics"
-    encrypted = any(a.startswith("--tls-cert-file=") for a in container_of(resources)["args"])
-    assert endpoint.get("scheme", "http") == ("https" if encrypted else "http")
+    assert endpoint.get("scheme", "http") == "http"  # as test_http_speaks_plaintext_beside_tls finds
 
 
 def test_autoscaler_and_adapter_name_metrics_that_exist(resources):

@@ -20,7 +20,7 @@ import promql_parser
 import pytest
 import yaml
 
-from deploy_facts import DEPLOY, documented_metrics, exported_metrics, family
+from deploy_facts import DEPLOY, documented_metrics, exported_metrics, family, help_of
 from harness import REPO, Client, wait_until
 
 PROMETHEUS = DEPLOY / "prometheus"
@@ -89,6 +89,15 @@ def test_queries_name_metrics_that_are_exported_and_documented(query):
 
 def test_every_documented_metric_is_exported_and_the_other_way_round():
     assert documented_metrics() == exported_metrics()
+
+
+def test_operations_guide_explains_every_alert_and_names_real_options():
+    guide = (REPO / "docs" / "operations.md").read_text()
+    assert set(re.findall(r"^\| `(Osdn\w+)` \|", guide, re.MULTILINE)) == set(alerts())
+    options = set(re.findall(r"\[([a-z_.]+);", help_of("osdn-server")))
+    sections = {option.partition(".")[0] for option in options if "." in option}
+    named = {name for name in re.findall(r"`([a-z_]+\.[a-z_.]+)", guide) if name.partition(".")[0] in sections}
+    assert named and named <= options
 
 
 def test_dashboard_is_provisioned():
