@@ -3,7 +3,7 @@
 # Usage: deploy/install-deps.sh [--print] [build] [runtime] [test] [containers]     (default: build)
 #   build       compiler, CMake and the libraries that are linked
 #   runtime     only the shared libraries that the built programs load (all that the container image adds)
-#   test        what tests/run.sh adds: GoogleTest, Google Benchmark, Python, PyTorch for CPUs, linters
+#   test        what tests/run.sh adds: Redis, Prometheus, GoogleTest, Google Benchmark, Python, PyTorch for CPUs, linters
 #   containers  buildah and debootstrap, for tests/containers.sh
 #   --print     list the packages of these groups and install nothing
 set -euo pipefail
@@ -22,7 +22,7 @@ runtime_packages=(
   libminizip1 zlib1g libre2-9
 )
 test_packages=(
-  git openssl redis-server clang-format clang-tidy shellcheck libgtest-dev libgmock-dev libbenchmark-dev
+  git openssl redis-server prometheus clang-format clang-tidy shellcheck libgtest-dev libgmock-dev libbenchmark-dev
   python3-venv python3-torch python3-numpy libopenblas0-pthread
   chromium  # the chat page is tested in a real browser
 )

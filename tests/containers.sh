@@ -81,7 +81,7 @@ b bud --network host --pull-never --format docker --build-arg BASE="$base" \
   --build-arg REVISION="$revision" -f deploy/Dockerfile -t "$image" .
 
 say "What is in it"
-[[ $(config '{{.Docker.Config.User}}') == osdn ]] || die "the image does not run as user osdn"
+[[ $(config '{{.Docker.Config.User}}') == 10001:10001 ]] || die "the image does not run as user 10001"
 [[ $(config '{{.Docker.Config.Healthcheck.Test}}') == *"osdn-tools health"* ]] || die "no health check"
 [[ $(config '{{index .Docker.Config.Labels "org.opencontainers.image.revision"}}') == "$revision" ]] ||
   die "no revision label"
@@ -113,6 +113,16 @@ answer=$(b run --network host "$server" -- osdn-tools generate --address "127.0.
   --prompt "Once upon a time" --temperature 0 --max-tokens 40)
 printf '%s\n' "$answer"
 [[ ${#answer} -gt 40 ]] || die "the completion is too short"
+
+say "HTTP"
+for path in health metrics; do
+  exec 3<>"/dev/tcp/127.0.0.1/$http_port" || die "nothing listens on port $http_port"
+  printf 'GET /%s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' "$path" >&3
+  page=$(cat <&3)
+  exec 3>&-
+  [[ $page == "HTTP/1.1 200"* ]] || die "/$path: ${page%%$'\r'*}"
+done
+[[ $page == *osdn_build_info* ]] || die "no metrics on /metrics"
 
 say "SIGTERM ends it with 0"
 signal_server TERM
