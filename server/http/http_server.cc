@@ -25,7 +25,6 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "server/http/socket_io.h"
-#include "server/tls.h"
 
 namespace osdn {
 namespace {

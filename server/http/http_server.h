@@ -11,10 +11,9 @@
 #include "absl/time/time.h"
 #include "server/address.h"
 #include "server/http/http_message.h"
+#include "server/tls.h"
 
 namespace osdn {
-
-class TlsContexts;
 
 struct HttpServerOptions {
   Address address;
