@@ -54,7 +54,7 @@ std::vector<OptionSpec> MakeTable() {
        "requests end",
        DurationOption{&O::keepalive_time, absl::Seconds(1), absl::Hours(24)}},
       {"--tls-cert-file", "tls.cert_file", "FILE",
-       "certificate chain (PEM) of every port, read again when it changes; `none` is plaintext",
+       "certificate chain (PEM) of the gRPC port, read again when it changes; `none` is plaintext",
        TextOption{&O::tls_cert_file}},
       {"--tls-key-file", "tls.key_file", "FILE", "private key (PEM) of the certificate",
        TextOption{&O::tls_key_file}},
@@ -83,9 +83,6 @@ std::vector<OptionSpec> MakeTable() {
       {"--http-write-timeout", "http.write_timeout", "DURATION",
        "a client that takes nothing of its answer for so long is gone",
        DurationOption{&O::http_write_timeout, absl::Milliseconds(100), absl::Hours(24)}},
-      {"--http-tls", "http.tls", "BOOL",
-       "use the certificate for HTTP too; false is plaintext, e.g. behind a proxy",
-       BoolOption{&O::http_tls}},
       {"--http-cors-origins", "http.cors_origins", "ORIGINS",
        "web pages of these origins may call, separated by commas, e.g. https://chat.example; `*` "
        "is "
@@ -302,10 +299,11 @@ absl::Status CheckOptions(const ServerOptions& options) {
                "give --tls-cert-file and --tls-key-file, or --insecure if plaintext is wanted",
                &problems);
   if (options.http_address != kOptionNone) {
-    CheckAddress("--http-address", options.http_address,
-                 options.insecure || (options.tls() && options.http_tls),
-                 "give --tls-cert-file and --tls-key-file, or --insecure if plaintext is wanted",
-                 &problems);
+    CheckAddress(
+        "--http-address", options.http_address, options.insecure,
+        "HTTP has no TLS of its own: put a proxy that has before it, or give --insecure if "
+        "plaintext is wanted",
+        &problems);
   }
   if ((options.tls_cert_file == kOptionNone) != (options.tls_key_file == kOptionNone)) {
     problems.push_back("--tls-cert-file and --tls-key-file: one without the other");

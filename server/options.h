@@ -13,7 +13,6 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
-#include "server/tls_files.h"
 
 namespace osdn {
 
@@ -41,7 +40,6 @@ struct ServerOptions {
   absl::Duration http_read_timeout = absl::Seconds(30);
   absl::Duration http_idle_timeout = absl::Seconds(30);
   absl::Duration http_write_timeout = absl::Seconds(60);
-  bool http_tls = true;
   std::string http_cors_origins = kOptionNone;
   int64_t max_slots = 32;
   int64_t max_prefill_tokens = 256;
@@ -70,12 +68,7 @@ struct ServerOptions {
   std::string log_level = "info";
   std::string log_format = "text";
 
-  // Of every port, but for HTTP without http_tls.
   bool tls() const { return tls_cert_file != kOptionNone; }
-  TlsFiles tls_files() const {
-    return {tls_cert_file, tls_key_file,
-            tls_client_ca_file == kOptionNone ? std::string() : tls_client_ca_file};
-  }
 };
 
 // What an option holds and which values it takes.

@@ -126,8 +126,11 @@ absl::Status Server::Start() {
 
   std::shared_ptr<grpc::ServerCredentials> credentials = grpc::InsecureServerCredentials();
   if (options_.tls()) {
-    absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> tls =
-        TlsCredentials(options_.tls_files());
+    absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> tls = TlsCredentials(
+        {.cert = options_.tls_cert_file,
+         .key = options_.tls_key_file,
+         .client_ca =
+             options_.tls_client_ca_file == kOptionNone ? "" : options_.tls_client_ca_file});
     if (!tls.ok()) return tls.status();
     credentials = *std::move(tls);
   }
@@ -171,9 +174,7 @@ absl::Status Server::StartHttp() {
   absl::StatusOr<std::unique_ptr<Gateway>> gateway = Gateway::Listen(options_, std::move(hooks));
   if (!gateway.ok()) return gateway.status();
   gateway_ = *std::move(gateway);
-  const bool tls = options_.tls() && options_.http_tls;
-  logger_->info("{}://{} (OpenAI API, chat page; {})", tls ? "https" : "http",
-                gateway_->address().ToString(), tls ? "TLS" : "plaintext");
+  logger_->info("http://{} (OpenAI API, chat page; plaintext)", gateway_->address().ToString());
   return absl::OkStatus();
 }
 

@@ -19,7 +19,6 @@
 #include "server/http/handlers.h"
 #include "server/http/http_server.h"
 #include "server/http/openai_error.h"
-#include "server/tls.h"
 
 namespace osdn {
 namespace {
@@ -92,12 +91,6 @@ class GatewayOverHttp final : public Gateway {
     http.read_timeout = options.http_read_timeout;
     http.idle_timeout = options.http_idle_timeout;
     http.write_timeout = options.http_write_timeout;
-    if (options.tls() && options.http_tls) {
-      absl::StatusOr<std::unique_ptr<TlsContexts>> tls = TlsContexts::Create(options.tls_files());
-      if (!tls.ok()) return tls.status();
-      tls_ = *std::move(tls);
-      http.tls = tls_.get();
-    }
     absl::StatusOr<std::unique_ptr<HttpServer>> server = HttpServer::Listen(
         http,
         {.admit = [this](HttpRequest* request) { return Admit(request); },
@@ -270,7 +263,6 @@ class GatewayOverHttp final : public Gateway {
   const GatewayHooks hooks_;
   std::set<std::string> origins_;
   std::unique_ptr<ConnectionWatch> watch_;
-  std::unique_ptr<TlsContexts> tls_;
   std::unique_ptr<HttpServer> server_;  // ends first
 };
 

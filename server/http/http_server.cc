@@ -50,7 +50,7 @@ std::string Refusal() {
 }
 
 struct Connection {
-  Connection(int socket, std::shared_ptr<SSL_CTX> tls) : io(socket, std::move(tls)) {}
+  explicit Connection(int socket) : io(socket) {}
 
   SocketIo io;
   // Of its own thread.
@@ -168,8 +168,7 @@ class ServerOverHttplib final : public HttpServer, private httplib::Server {
       close(socket);
       return;
     }
-    auto connection = std::make_unique<Connection>(
-        socket, options_.tls == nullptr ? nullptr : options_.tls->Current());
+    auto connection = std::make_unique<Connection>(socket);
     connection->waits_since = ++clock_;
     jobs_.push_back(connection.get());
     connections_.emplace(socket, std::move(connection));
@@ -211,7 +210,6 @@ class ServerOverHttplib final : public HttpServer, private httplib::Server {
         jobs_.pop_front();
       }
       Serve(connection);
-      connection->io.EndTls();
       if (connection->lingers) connection->io.Linger();
       absl::MutexLock lock(&mutex_);
       const int socket = connection->io.socket();
@@ -222,7 +220,6 @@ class ServerOverHttplib final : public HttpServer, private httplib::Server {
 
   void Serve(Connection* connection) {
     SocketIo& io = connection->io;
-    if (!io.Handshake(options_.read_timeout)) return;
     while (!stopping_.load() && io.WaitForData(options_.idle_timeout)) {
       io.Allow(kMaxHeadBytes, absl::Now() + options_.read_timeout);
       connection->began = false;

@@ -11,7 +11,6 @@
 #include "absl/time/time.h"
 #include "server/address.h"
 #include "server/http/http_message.h"
-#include "server/tls.h"
 
 namespace osdn {
 
@@ -22,7 +21,6 @@ struct HttpServerOptions {
   absl::Duration read_timeout;   // for a whole request, from its first byte
   absl::Duration idle_timeout;   // between requests
   absl::Duration write_timeout;  // for a client that does not read
-  TlsContexts* tls = nullptr;    // outlives the server; null is plaintext
 };
 
 class HttpServer {

@@ -1,11 +1,8 @@
 #include "server/http/socket_io.h"
 
-#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <openssl/err.h>
-#include <openssl/ssl.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -14,7 +11,6 @@
 #include <cerrno>
 #include <cstring>
 #include <memory>
-#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -42,82 +38,8 @@ bool WaitFor(int socket, int16_t events, absl::Time deadline) {
 
 }  // namespace
 
-void SocketIo::FreeTls::operator()(SSL* tls) const { SSL_free(tls); }
-
-SocketIo::SocketIo(int socket, std::shared_ptr<SSL_CTX> tls)
-    : socket_(socket),
-      context_(std::move(tls)),
-      tls_(context_ == nullptr ? nullptr : SSL_new(context_.get())) {
-  if (tls_ == nullptr) return;
-  // OpenSSL reads and writes by itself, and must not wait either.
-  fcntl(socket_, F_SETFL, fcntl(socket_, F_GETFL) | O_NONBLOCK);
-  SSL_set_fd(tls_.get(), socket_);
-}
-
-int16_t SocketIo::WantedBy(int result) const {
-  switch (SSL_get_error(tls_.get(), result)) {
-    case SSL_ERROR_WANT_READ:
-      return POLLIN;
-    case SSL_ERROR_WANT_WRITE:
-      return POLLOUT;
-    default:
-      return 0;
-  }
-}
-
-bool SocketIo::Handshake(absl::Duration timeout) {
-  if (context_ == nullptr) return true;
-  if (tls_ == nullptr) return false;
-  const absl::Time deadline = absl::Now() + timeout;
-  while (true) {
-    ERR_clear_error();
-    const int result = SSL_accept(tls_.get());
-    if (result == 1) return true;
-    const int16_t wait = WantedBy(result);
-    if (wait == 0 || !WaitFor(socket_, wait, deadline)) break;
-  }
-  read_failed_ = true;
-  write_failed_ = true;
-  return false;
-}
-
-ssize_t SocketIo::Receive(char* data, size_t size, int16_t* wait) {
-  if (tls_ == nullptr) {
-    ssize_t got = -1;
-    do {
-      got = recv(socket_, data, size, MSG_DONTWAIT);
-    } while (got < 0 && errno == EINTR);
-    *wait = got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK) ? POLLIN : 0;
-    return got;
-  }
-  ERR_clear_error();
-  const int got = SSL_read(tls_.get(), data, static_cast<int>(size));
-  if (got > 0) return got;
-  *wait = WantedBy(got);
-  return SSL_get_error(tls_.get(), got) == SSL_ERROR_ZERO_RETURN ? 0 : -1;
-}
-
-ssize_t SocketIo::Send(const char* data, size_t size, int16_t* wait) {
-  if (tls_ == nullptr) {
-    ssize_t sent = -1;
-    do {
-      sent = send(socket_, data, size, MSG_NOSIGNAL | MSG_DONTWAIT);
-    } while (sent < 0 && errno == EINTR);
-    *wait = sent < 0 && (errno == EAGAIN || errno == EWOULDBLOCK) ? POLLOUT : 0;
-    return sent;
-  }
-  constexpr size_t kMost = size_t{1} << 30;
-  ERR_clear_error();
-  const int sent = SSL_write(tls_.get(), data, static_cast<int>(std::min(size, kMost)));
-  if (sent > 0) return sent;
-  *wait = WantedBy(sent);
-  return -1;
-}
-
 bool SocketIo::WaitForData(absl::Duration timeout) {
-  if (read_failed_) return false;
-  if (begin_ < end_ || (tls_ != nullptr && SSL_pending(tls_.get()) > 0)) return true;
-  return WaitFor(socket_, POLLIN, absl::Now() + timeout);
+  return !read_failed_ && (begin_ < end_ || WaitFor(socket_, POLLIN, absl::Now() + timeout));
 }
 
 ssize_t SocketIo::Read(char* data, size_t size) {
@@ -126,9 +48,9 @@ ssize_t SocketIo::Read(char* data, size_t size) {
     ssize_t got = -1;
     // A slow client is waited for up to the deadline, however it parts its bytes.
     while (absl::Now() < deadline_) {
-      int16_t wait = 0;
-      got = Receive(buffer_.data(), buffer_.size(), &wait);
-      if (wait == 0 || !WaitFor(socket_, wait, deadline_)) break;
+      got = recv(socket_, buffer_.data(), buffer_.size(), MSG_DONTWAIT);
+      if (got >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)) break;
+      if (errno != EINTR && !WaitFor(socket_, POLLIN, deadline_)) break;
     }
     if (got <= 0) {
       read_failed_ = true;
@@ -147,27 +69,20 @@ ssize_t SocketIo::Read(char* data, size_t size) {
 bool SocketIo::Write(const char* data, size_t size, absl::Duration timeout) {
   absl::Time deadline = absl::InfiniteFuture();
   while (size > 0 && !write_failed_) {
-    int16_t wait = 0;
-    const ssize_t sent = Send(data, size, &wait);
+    const ssize_t sent = send(socket_, data, size, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent > 0) {
       data += sent;
       size -= static_cast<size_t>(sent);
       deadline = absl::InfiniteFuture();
       continue;
     }
-    if (wait == 0) break;
+    if (errno == EINTR) continue;
+    if (errno != EAGAIN && errno != EWOULDBLOCK) break;
     if (deadline == absl::InfiniteFuture()) deadline = absl::Now() + timeout;
-    if (!WaitFor(socket_, wait, deadline)) break;
+    if (!WaitFor(socket_, POLLOUT, deadline)) break;
   }
   if (size > 0) write_failed_ = true;
   return !write_failed_;
-}
-
-void SocketIo::EndTls() {
-  // After a failure OpenSSL forbids it.
-  if (tls_ == nullptr || read_failed_ || write_failed_) return;
-  ERR_clear_error();
-  SSL_shutdown(tls_.get());
 }
 
 void SocketIo::Linger() {

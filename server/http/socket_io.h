@@ -5,15 +5,11 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "server/address.h"
-
-typedef struct ssl_st SSL;  // <openssl/ssl.h> is not for headers
-typedef struct ssl_ctx_st SSL_CTX;
 
 namespace osdn {
 
@@ -21,11 +17,7 @@ namespace osdn {
 // What failed once fails from then on.
 class SocketIo {
  public:
-  // `tls`: null for plaintext.
-  SocketIo(int socket, std::shared_ptr<SSL_CTX> tls);
-
-  // Before all else; false when the peer does not come to terms within `timeout`.
-  bool Handshake(absl::Duration timeout);
+  explicit SocketIo(int socket) : socket_(socket) {}
 
   // True when there is something to read within `timeout`.
   bool WaitForData(absl::Duration timeout);
@@ -38,8 +30,6 @@ class SocketIo {
   ssize_t Read(char* data, size_t size);
   // All of it, or false: the peer is gone, or took nothing for `timeout`.
   bool Write(const char* data, size_t size, absl::Duration timeout);
-  // Tells the peer that nothing more comes.
-  void EndTls();
   // Lets the peer read what was written before the socket is closed: what it still sends would
   // reset the connection.
   void Linger();
@@ -49,20 +39,7 @@ class SocketIo {
   int socket() const { return socket_; }
 
  private:
-  struct FreeTls {
-    void operator()(SSL* tls) const;
-  };
-
-  // recv() and send() that do not wait, in plaintext or TLS: bytes, 0 at the end, -1 on an error,
-  // or the events to wait for in `wait`.
-  ssize_t Receive(char* data, size_t size, int16_t* wait);
-  ssize_t Send(const char* data, size_t size, int16_t* wait);
-  // What to wait for after this result of an operation; 0: it failed.
-  int16_t WantedBy(int result) const;
-
   const int socket_;
-  const std::shared_ptr<SSL_CTX> context_;
-  const std::unique_ptr<SSL, FreeTls> tls_;
   size_t left_ = 0;
   absl::Time deadline_ = absl::InfinitePast();
   bool read_failed_ = false;
