@@ -157,10 +157,10 @@ absl::Status Server::Start() {
   if (options_.tls()) security = options_.tls_client_ca_file == kOptionNone ? "TLS" : "mutual TLS";
   logger_->info("listening on {} (gRPC, {}, {})", address_.ToString(), security,
                 keys_ == nullptr ? "no API keys" : absl::StrCat(keys_->size(), " API keys"));
-  return StartHttp();
+  return StartHttp(security);
 }
 
-absl::Status Server::StartHttp() {
+absl::Status Server::StartHttp(const char* security) {
   if (options_.http_address == kOptionNone) return absl::OkStatus();
   GatewayHooks hooks;
   hooks.admit = [this](const Caller& caller, Scope scope, absl::string_view what) {
@@ -174,7 +174,8 @@ absl::Status Server::StartHttp() {
   absl::StatusOr<std::unique_ptr<Gateway>> gateway = Gateway::Listen(options_, std::move(hooks));
   if (!gateway.ok()) return gateway.status();
   gateway_ = *std::move(gateway);
-  logger_->info("http://{} (OpenAI API, chat page; plaintext)", gateway_->address().ToString());
+  logger_->info("{}://{} (OpenAI API, chat page; {})", options_.tls() ? "https" : "http",
+                gateway_->address().ToString(), security);
   return absl::OkStatus();
 }
 

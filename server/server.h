@@ -69,7 +69,8 @@ class Server {
 
   absl::Status Start();
   std::optional<Metrics::Reading> ReadMetrics();
-  absl::Status StartHttp();
+  // `security` for the log.
+  absl::Status StartHttp(const char* security);
   // What /health says. Of any thread.
   absl::Status Serving() const;
   void SetServing(bool serving);

@@ -9,14 +9,9 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "server/tls_files.h"
 
 namespace osdn {
-
-struct TlsFiles {
-  std::string cert;       // the chain, the server's own first
-  std::string key;        // the private key of the first
-  std::string client_ca;  // who must have signed clients' certificates; empty: clients show none
-};
 
 // OK when the files are there, can be parsed and belong together. FAILED_PRECONDITION naming the
 // file and what is wrong.

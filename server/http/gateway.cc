@@ -30,10 +30,10 @@ constexpr size_t kMaxClientBytes = 128;
 using ApiHandler = HttpResponse (*)(const HandlerContext&, const HttpRequest&);
 
 struct Route {
-  const char* method;
+  const char* method = nullptr;
   absl::string_view path;  // with '*' at its end: and all that begin so
-  Scope scope;
-  ApiHandler handle;
+  Scope scope = Scope::kGenerate;
+  ApiHandler handle = nullptr;
 };
 
 constexpr std::array<Route, 11> kApiRoutes = {{
@@ -76,8 +76,6 @@ class GatewayOverHttp final : public Gateway {
       origins_.insert(origins.begin(), origins.end());
     }
   }
-  ~GatewayOverHttp() override { server_.reset(); }
-
   absl::Status Listen(const ServerOptions& options) {
     absl::StatusOr<std::unique_ptr<ConnectionWatch>> watch = ConnectionWatch::Create();
     if (!watch.ok()) return watch.status();
@@ -91,6 +89,12 @@ class GatewayOverHttp final : public Gateway {
     http.read_timeout = options.http_read_timeout;
     http.idle_timeout = options.http_idle_timeout;
     http.write_timeout = options.http_write_timeout;
+    if (options.tls()) {
+      const bool known = options.tls_client_ca_file != kOptionNone;
+      http.tls = {.cert = options.tls_cert_file,
+                  .key = options.tls_key_file,
+                  .client_ca = known ? options.tls_client_ca_file : ""};
+    }
     absl::StatusOr<std::unique_ptr<HttpServer>> server = HttpServer::Listen(
         http,
         {.admit = [this](HttpRequest* request) { return Admit(request); },

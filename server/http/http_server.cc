@@ -25,6 +25,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "server/http/socket_io.h"
+#include "server/http/tls_context.h"
 
 namespace osdn {
 namespace {
@@ -89,8 +90,13 @@ class StreamAdapter final : public httplib::Stream {
 // request, routing it, writing one response.
 class ServerOverHttplib final : public HttpServer, private httplib::Server {
  public:
-  ServerOverHttplib(const HttpServerOptions& options, Callbacks callbacks, int listener, int wake)
-      : options_(options), callbacks_(std::move(callbacks)), listener_(listener), wake_(wake) {
+  ServerOverHttplib(const HttpServerOptions& options, Callbacks callbacks,
+                    std::unique_ptr<TlsContexts> tls, int listener, int wake)
+      : options_(options),
+        callbacks_(std::move(callbacks)),
+        tls_(std::move(tls)),
+        listener_(listener),
+        wake_(wake) {
     svr_sock_ = listener;  // anything valid: otherwise the library thinks it is shutting down
     set_keep_alive_timeout(absl::ToInt64Seconds(options_.idle_timeout));
     set_keep_alive_max_count(1'000'000);
@@ -107,12 +113,14 @@ class ServerOverHttplib final : public HttpServer, private httplib::Server {
           Apply(callbacks_.error(response.status, "malformed HTTP request"), request, &response);
         }));
     set_exception_handler([this](const httplib::Request& request, httplib::Response& response,
-                                 std::exception_ptr) {
+                                 const std::exception_ptr&) {
       Apply(callbacks_.error(500, "the server failed to handle this request"), request, &response);
     });
     acceptor_ = std::thread([this] { Accept(); });
   }
 
+  ServerOverHttplib(const ServerOverHttplib&) = delete;
+  ServerOverHttplib& operator=(const ServerOverHttplib&) = delete;
   ~ServerOverHttplib() override {
     Stop(absl::ZeroDuration());
     close(listener_);
@@ -146,7 +154,7 @@ class ServerOverHttplib final : public HttpServer, private httplib::Server {
     while (!stopping_.load()) {
       std::array<pollfd, 2> wanted = {pollfd{listener_, POLLIN, 0}, pollfd{wake_, POLLIN, 0}};
       if (poll(wanted.data(), wanted.size(), -1) < 0 || (wanted[0].revents & POLLIN) == 0) continue;
-      const int socket = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC);
+      const int socket = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
       if (socket >= 0) {
         Admit(socket);
       } else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
@@ -209,7 +217,10 @@ class ServerOverHttplib final : public HttpServer, private httplib::Server {
         connection = jobs_.front();
         jobs_.pop_front();
       }
-      Serve(connection);
+      if (tls_ == nullptr ||
+          connection->io.StartTls(tls_->Current().get(), absl::Now() + options_.read_timeout)) {
+        Serve(connection);
+      }
       if (connection->lingers) connection->io.Linger();
       absl::MutexLock lock(&mutex_);
       const int socket = connection->io.socket();
@@ -233,6 +244,7 @@ class ServerOverHttplib final : public HttpServer, private httplib::Server {
             request.ranges.clear();  // they could make a response many times its size
           });
       SetBusy(connection, false);
+      connection->request = HttpRequest{};  // what it held of the server is free again
       // Without a head it is not known where the next request would begin.
       if (!connection->began) connection->lingers = true;
       if (!ok || closed || !connection->began || connection->closes || !io.writable()) return;
@@ -245,9 +257,11 @@ class ServerOverHttplib final : public HttpServer, private httplib::Server {
     connection->waits_since = ++clock_;
   }
 
-  Connection* Of(const httplib::Request& request) {
+  // Null for a request whose head was never read.
+  Connection* Find(const httplib::Request& request) {
     absl::MutexLock lock(&mutex_);
-    return connections_.at(request.local_port).get();
+    const auto it = connections_.find(request.local_port);
+    return it == connections_.end() ? nullptr : it->second.get();
   }
 
   // What is wrong with the head of a request, or 0.
@@ -292,7 +306,7 @@ class ServerOverHttplib final : public HttpServer, private httplib::Server {
 
   // Answers what needs no body. False: the body is wanted, OnBody comes next.
   bool OnHead(const httplib::Request& request, httplib::Response* response) {
-    Connection* connection = Of(request);
+    Connection* connection = Find(request);
     bool has_body = false;
     const char* message = "";
     const int error = CheckHead(request, &has_body, &message);
@@ -328,7 +342,7 @@ class ServerOverHttplib final : public HttpServer, private httplib::Server {
 
   void OnBody(const httplib::Request& request, const httplib::ContentReader& reader,
               httplib::Response* response) {
-    Connection* connection = Of(request);
+    Connection* connection = Find(request);
     std::string& body = connection->request.body;
     const auto most = static_cast<size_t>(options_.max_body_bytes);
     bool too_large = false;
@@ -381,6 +395,7 @@ class ServerOverHttplib final : public HttpServer, private httplib::Server {
 
   const HttpServerOptions options_;
   const Callbacks callbacks_;
+  const std::unique_ptr<TlsContexts> tls_;  // null: plaintext
   const int listener_;
   const int wake_;
   const std::string refusal_ = Refusal();
@@ -400,6 +415,12 @@ class ServerOverHttplib final : public HttpServer, private httplib::Server {
 
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Listen(const HttpServerOptions& options,
                                                                Callbacks callbacks) {
+  std::unique_ptr<TlsContexts> tls;
+  if (!options.tls.cert.empty()) {
+    absl::StatusOr<std::unique_ptr<TlsContexts>> contexts = TlsContexts::Create(options.tls);
+    if (!contexts.ok()) return contexts.status();
+    tls = *std::move(contexts);
+  }
   HttpServerOptions bound = options;
   const absl::StatusOr<int> listener = ListenOn(&bound.address);
   if (!listener.ok()) return listener.status();
@@ -408,7 +429,8 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Listen(const HttpServerO
     close(*listener);
     return absl::ResourceExhaustedError("HTTP: no descriptors left");
   }
-  return std::make_unique<ServerOverHttplib>(bound, std::move(callbacks), *listener, wake);
+  return std::make_unique<ServerOverHttplib>(bound, std::move(callbacks), std::move(tls), *listener,
+                                             wake);
 }
 
 }  // namespace osdn

@@ -11,6 +11,7 @@
 #include "absl/time/time.h"
 #include "server/address.h"
 #include "server/http/http_message.h"
+#include "server/tls_files.h"
 
 namespace osdn {
 
@@ -21,6 +22,7 @@ struct HttpServerOptions {
   absl::Duration read_timeout;   // for a whole request, from its first byte
   absl::Duration idle_timeout;   // between requests
   absl::Duration write_timeout;  // for a client that does not read
+  TlsFiles tls;                  // no certificate: plaintext
 };
 
 class HttpServer {

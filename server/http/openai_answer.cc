@@ -83,6 +83,14 @@ struct OpenAiAnswer::Choice {
   Json extension;
   size_t logprob_bytes = 0;  // where the next token begins in the completion
   bool role_told = false;
+
+  void Append(const Json& more_logprobs) {
+    for (const auto& [name, values] : more_logprobs.items()) {
+      if (!values.is_array()) continue;
+      Json& all = logprobs[name];
+      all.insert(all.end(), values.begin(), values.end());
+    }
+  }
 };
 
 struct OpenAiAnswer::State {
@@ -201,19 +209,40 @@ std::string OpenAiAnswer::End() const {
   return events;
 }
 
+void OpenAiAnswer::AddPrompt(size_t generation, const v1::Delta& prompt) {
+  for (uint32_t i = 0; i < state_->style.choices; ++i) {
+    Choice* choice = At(generation, i);
+    Json told = state_->Logprobs(prompt, choice);
+    told["token_logprobs"][0] = nullptr;
+    told["top_logprobs"][0] = nullptr;
+    choice->Append(told);
+  }
+}
+
+void OpenAiAnswer::EndWithPrompt(size_t generation, const v1::Delta& prompt) {
+  AddPrompt(generation, prompt);
+  for (uint32_t i = 0; i < state_->style.choices; ++i) {
+    GenerationReader::Item item{generation, {}};
+    v1::Delta* delta = item.frame.mutable_delta();
+    delta->set_index(i);
+    delta->set_text(prompt.text());
+    *delta->mutable_token_ids() = prompt.token_ids();
+    Add(item);
+    v1::Finished* finished = item.frame.mutable_finished();
+    finished->set_index(i);
+    finished->set_finish_reason(v1::FINISH_REASON_LENGTH);
+    finished->mutable_usage()->set_prompt_tokens(static_cast<uint64_t>(prompt.token_ids_size()));
+    Add(item);
+  }
+}
+
 void OpenAiAnswer::Add(const GenerationReader::Item& item) {
   if (item.frame.has_delta()) {
     const v1::Delta& delta = item.frame.delta();
     Choice* choice = At(item.generation, delta.index());
     choice->text += delta.text();
     for (uint32_t id : delta.token_ids()) choice->token_ids.push_back(id);
-    if (!state_->style.logprobs) return;
-    const Json more = state_->Logprobs(delta, choice);
-    for (const auto& [name, values] : more.items()) {
-      if (!values.is_array()) continue;
-      Json& all = choice->logprobs[name];
-      all.insert(all.end(), values.begin(), values.end());
-    }
+    if (state_->style.logprobs) choice->Append(state_->Logprobs(delta, choice));
   } else if (item.frame.has_finished()) {
     const v1::Finished& finished = item.frame.finished();
     Choice* choice = At(item.generation, finished.index());

@@ -32,6 +32,10 @@ class OpenAiAnswer {
   std::string Events(const GenerationReader::Item& item);
   std::string End() const;
 
+  // Logprobs of a prompt's own tokens, before those of its completions; the first has none.
+  void AddPrompt(size_t generation, const v1::Delta& prompt);
+  // The prompt is all of the answer: AddPrompt's, with its text.
+  void EndWithPrompt(size_t generation, const v1::Delta& prompt);
   void Add(const GenerationReader::Item& item);
   std::string Body() const;
 

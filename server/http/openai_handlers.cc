@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
+#include "server/http/echo_scores.h"
 #include "server/http/handlers.h"
 #include "server/http/openai_answer.h"
 #include "server/http/openai_error.h"
@@ -66,6 +67,15 @@ struct StreamedAnswer {
   }
 };
 
+std::string PromptsAlone(const AnswerStyle& style, const AnswerIdentity& identity,
+                         const std::vector<v1::Delta>& prompts) {
+  AnswerStyle once = style;
+  once.choices = 1;
+  OpenAiAnswer answer(once, identity, prompts.size());
+  for (size_t i = 0; i < prompts.size(); ++i) answer.EndWithPrompt(i, prompts[i]);
+  return answer.Body();
+}
+
 HttpResponse Answer(const HandlerContext& context, const HttpRequest& http,
                     absl::StatusOr<OpenAiRequest> read) {
   if (!read.ok()) return ErrorResponse(read.status());
@@ -75,6 +85,16 @@ HttpResponse Answer(const HandlerContext& context, const HttpRequest& http,
   // Of many prompts the first is enough to tell what is wrong with all.
   if (!request.violations.empty() && request.prompts.size() > 1) request.prompts.resize(1);
   if (request.prompts.empty()) return ErrorResponse(InvalidRequestError(request.violations));
+  AnswerIdentity identity{NewId(style.chat ? "chatcmpl-" : "cmpl-"),
+                          absl::ToUnixSeconds(absl::Now()),
+                          context.environment.engine->config().name};
+  std::vector<v1::Delta> scored;  // of each prompt, with echo and logprobs
+  if (style.scores_prompt) {
+    absl::StatusOr<std::vector<v1::Delta>> scores = ScorePrompts(context, http.socket, request);
+    if (!scores.ok()) return ErrorResponse(scores.status());
+    scored = *std::move(scores);
+    if (style.prompt_only) return JsonResponse(PromptsAlone(style, identity, scored));
+  }
   std::vector<Generation> generations;
   for (const auto& prompt : request.prompts) {
     generations.push_back({{.method = style.chat ? "/v1/chat/completions" : "/v1/completions",
@@ -86,10 +106,8 @@ HttpResponse Answer(const HandlerContext& context, const HttpRequest& http,
   // Before the head is written: what is refused is refused with its own code.
   absl::StatusOr<std::optional<Item>> item = streamed->run->Next();
   if (!item.ok()) return ErrorResponse(InTermsOf(request.names, item.status()));
-  AnswerIdentity identity{NewId(style.chat ? "chatcmpl-" : "cmpl-"),
-                          absl::ToUnixSeconds(absl::Now()),
-                          context.environment.engine->config().name};
   streamed->answer = std::make_unique<OpenAiAnswer>(style, std::move(identity), generations.size());
+  for (size_t i = 0; i < scored.size(); ++i) streamed->answer->AddPrompt(i, scored[i]);
   if (style.stream && item->has_value()) {
     streamed->first = **std::move(item);
     HttpResponse response;

@@ -85,7 +85,10 @@ void ReadSeed(JsonFields* fields, v1::SamplingParams* sampling) {
                                                 : static_cast<uint64_t>(seed->get<int64_t>()));
 }
 
-void ReadState(JsonFields* fields, v1::StateOptions* state) {
+// Leaves the request without StateOptions where it asks nothing of them: they need a scope.
+void ReadState(JsonFields* fields, v1::GenerateRequest* generate) {
+  v1::StateOptions given;
+  v1::StateOptions* state = &given;
   if (auto id = fields->Text("state_id")) state->set_state_id(*id);
   if (auto blob = fields->Text("state_blob")) {
     std::string bytes;
@@ -101,6 +104,7 @@ void ReadState(JsonFields* fields, v1::StateOptions* state) {
   state->set_return_state(fields->Flag("return_state"));
   if (auto ttl = fields->Whole("state_ttl_seconds")) state->set_ttl_seconds(*ttl);
   state->set_replace(fields->Flag("replace_state"));
+  if (given.ByteSizeLong() > 0) *generate->mutable_state() = std::move(given);
 }
 
 void ReadScheduling(JsonFields* fields, v1::SchedulingOptions* scheduling) {
@@ -333,7 +337,7 @@ void ReadExtensions(JsonFields* fields, OpenAiRequest* request, v1::GenerateRequ
   ReadStopStrings(fields, stop);
   if (auto salt = fields->Text("cache_salt")) generate->mutable_cache()->set_salt(*salt);
   generate->mutable_cache()->set_skip(fields->Flag("cache_skip"));
-  ReadState(fields, generate->mutable_state());
+  ReadState(fields, generate);
   ReadScheduling(fields, generate->mutable_scheduling());
   request->names.insert({{"stop.stop_strings", "stop"},
                          {"cache.salt", "cache_salt"},
@@ -409,7 +413,14 @@ absl::StatusOr<OpenAiRequest> ReadCompletionRequest(absl::string_view body,
   ReadMaxTokens({"max_tokens"}, &fields, &request, common.mutable_stop());
   ReadCompletionLogprobs(&fields, &request, common.mutable_output());
   if (common.output().echo() && common.output().logprobs()) {
-    fields.Add("echo", "with logprobs is not supported: those of a given text are Score's (gRPC)");
+    request.style.scores_prompt = true;
+    if (request.style.stream) fields.Add("echo", "with logprobs is not streamed");
+    if (common.has_state())
+      fields.Add("echo", "with logprobs starts from no state and leaves none");
+    if (common.stop().has_max_tokens() && common.stop().max_tokens() == 0) {
+      request.style.prompt_only = true;
+      common.mutable_stop()->clear_max_tokens();
+    }
   }
   fields.Refuse("suffix", "this model writes on, it does not fill in");
   const std::optional<uint64_t> best_of = fields.Whole("best_of");
@@ -459,6 +470,7 @@ absl::Status InTermsOf(const std::map<std::string, std::string>& names,
   const std::vector<FieldViolation> found = ViolationsOf(status);
   if (found.empty()) return status;
   std::vector<FieldViolation> violations;
+  violations.reserve(found.size());
   for (const FieldViolation& violation : found) {
     violations.push_back({NameOf(names, violation.field), violation.description});
   }

@@ -23,7 +23,9 @@ struct AnswerStyle {
   bool include_usage = false;
   bool return_token_ids = false;
   bool logprobs = false;
-  uint32_t choices = 1;  // of each prompt
+  bool scores_prompt = false;  // echo with logprobs
+  bool prompt_only = false;    // and nothing after it: max_tokens 0
+  uint32_t choices = 1;        // of each prompt
 };
 
 struct OpenAiRequest {

@@ -113,8 +113,12 @@ absl::StatusOr<ResponsesRequest> Read(const HttpRequest& http, const CallEnviron
     fields.Refuse(name, "this route has previous_response_id and store");
   }
   request.common.style.stream = fields.Flag("stream");
-  if (const Json* store = fields.Find("store"); store != nullptr)
+  if (fields.Find("store") != nullptr) {
     request.store = fields.Flag("store");
+  } else if (environment.key != nullptr) {
+    // What OpenAI does by default, as far as the key may.
+    request.store = environment.key->Check(Scope::kState, "store").ok();
+  }
   if (auto most = fields.Whole("max_output_tokens")) {
     generate->mutable_stop()->set_max_tokens(static_cast<uint32_t>(*most));
   }
@@ -282,7 +286,7 @@ class ResponseAnswer {
             {"output_tokens_details", {{"reasoning_tokens", 0}}},
             {"total_tokens", usage.prompt_tokens() + usage.completion_tokens()}};
   }
-  bool Send(const std::string& type, Json event) {
+  bool Send(const std::string& type, const Json& event) {
     Json told = {{"type", type}, {"sequence_number", sequence_++}};
     told.update(event);
     return (*writer_)(absl::StrCat("event: ", type, "\ndata: ", JsonText(told), "\n\n"));

@@ -2,7 +2,8 @@
 
 #include <netdb.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
+#include <openssl/err.h>
+#include <openssl/ssl.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -38,26 +39,76 @@ bool WaitFor(int socket, int16_t events, absl::Time deadline) {
 
 }  // namespace
 
+bool SocketIo::StartTls(ssl_ctx_st* context, absl::Time deadline) {
+  tls_ = std::unique_ptr<ssl_st, void (*)(ssl_st*)>(SSL_new(context), &SSL_free);
+  if (tls_ == nullptr || SSL_set_fd(tls_.get(), socket_) != 1) return false;
+  SSL_set_mode(tls_.get(), SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+  while (true) {
+    ERR_clear_error();
+    const Step step = TlsStep(SSL_accept(tls_.get()));
+    if (step.count > 0) return true;
+    if (step.wait == 0 || !WaitFor(socket_, step.wait, deadline)) return false;
+  }
+}
+
+SocketIo::Step SocketIo::TlsStep(int result) const {
+  if (result > 0) return {result, 0};
+  switch (SSL_get_error(tls_.get(), result)) {
+    case SSL_ERROR_WANT_READ:
+      return {-1, POLLIN};
+    case SSL_ERROR_WANT_WRITE:
+      return {-1, POLLOUT};
+    case SSL_ERROR_ZERO_RETURN:
+      return {0, 0};
+    default:
+      return {-1, 0};
+  }
+}
+
+SocketIo::Step SocketIo::TryRead(char* data, size_t size) {
+  if (tls_ != nullptr) {
+    ERR_clear_error();
+    return TlsStep(SSL_read(tls_.get(), data, static_cast<int>(size)));
+  }
+  const ssize_t got = recv(socket_, data, size, MSG_DONTWAIT);
+  if (got >= 0) return {got, 0};
+  const bool later = errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
+  return {-1, static_cast<int16_t>(later ? POLLIN : 0)};
+}
+
+SocketIo::Step SocketIo::TryWrite(const char* data, size_t size) {
+  if (tls_ != nullptr) {
+    constexpr size_t kMost = size_t{1} << 20;
+    ERR_clear_error();
+    return TlsStep(SSL_write(tls_.get(), data, static_cast<int>(std::min(size, kMost))));
+  }
+  const ssize_t sent = send(socket_, data, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+  if (sent > 0) return {sent, 0};
+  const bool later = errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
+  return {-1, static_cast<int16_t>(later ? POLLOUT : 0)};
+}
+
 bool SocketIo::WaitForData(absl::Duration timeout) {
-  return !read_failed_ && (begin_ < end_ || WaitFor(socket_, POLLIN, absl::Now() + timeout));
+  if (read_failed_) return false;
+  if (begin_ < end_ || (tls_ != nullptr && SSL_pending(tls_.get()) > 0)) return true;
+  return WaitFor(socket_, POLLIN, absl::Now() + timeout);
 }
 
 ssize_t SocketIo::Read(char* data, size_t size) {
   if (read_failed_ || left_ == 0) return -1;
   if (begin_ == end_) {
-    ssize_t got = -1;
+    Step step;
     // A slow client is waited for up to the deadline, however it parts its bytes.
     while (absl::Now() < deadline_) {
-      got = recv(socket_, buffer_.data(), buffer_.size(), MSG_DONTWAIT);
-      if (got >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)) break;
-      if (errno != EINTR && !WaitFor(socket_, POLLIN, deadline_)) break;
+      step = TryRead(buffer_.data(), buffer_.size());
+      if (step.wait == 0 || !WaitFor(socket_, step.wait, deadline_)) break;
     }
-    if (got <= 0) {
+    if (step.count <= 0) {
       read_failed_ = true;
-      return got;
+      return step.count;
     }
     begin_ = 0;
-    end_ = static_cast<size_t>(got);
+    end_ = static_cast<size_t>(step.count);
   }
   const size_t count = std::min({size, left_, end_ - begin_});
   std::memcpy(data, buffer_.data() + begin_, count);
@@ -69,23 +120,22 @@ ssize_t SocketIo::Read(char* data, size_t size) {
 bool SocketIo::Write(const char* data, size_t size, absl::Duration timeout) {
   absl::Time deadline = absl::InfiniteFuture();
   while (size > 0 && !write_failed_) {
-    const ssize_t sent = send(socket_, data, size, MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (sent > 0) {
-      data += sent;
-      size -= static_cast<size_t>(sent);
+    const Step step = TryWrite(data, size);
+    if (step.count > 0) {
+      data += step.count;
+      size -= static_cast<size_t>(step.count);
       deadline = absl::InfiniteFuture();
       continue;
     }
-    if (errno == EINTR) continue;
-    if (errno != EAGAIN && errno != EWOULDBLOCK) break;
     if (deadline == absl::InfiniteFuture()) deadline = absl::Now() + timeout;
-    if (!WaitFor(socket_, POLLOUT, deadline)) break;
+    if (step.wait == 0 || !WaitFor(socket_, step.wait, deadline)) break;
   }
   if (size > 0) write_failed_ = true;
   return !write_failed_;
 }
 
 void SocketIo::Linger() {
+  if (tls_ != nullptr && !write_failed_) SSL_shutdown(tls_.get());
   shutdown(socket_, SHUT_WR);
   const absl::Time deadline = absl::Now() + kLingerTime;
   size_t passed = 0;

@@ -5,11 +5,15 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "server/address.h"
+
+struct ssl_ctx_st;  // OpenSSL's SSL_CTX and SSL
+struct ssl_st;
 
 namespace osdn {
 
@@ -17,7 +21,11 @@ namespace osdn {
 // What failed once fails from then on.
 class SocketIo {
  public:
-  explicit SocketIo(int socket) : socket_(socket) {}
+  // The socket does not block.
+  explicit SocketIo(int socket) : socket_(socket), tls_(nullptr, nullptr) {}
+
+  // Speaks TLS from here on; false where the peer does not until `deadline`.
+  bool StartTls(ssl_ctx_st* context, absl::Time deadline);
 
   // True when there is something to read within `timeout`.
   bool WaitForData(absl::Duration timeout);
@@ -39,7 +47,17 @@ class SocketIo {
   int socket() const { return socket_; }
 
  private:
+  // `count` bytes went; or, with -1, `wait` for these poll events and try again, 0: for nothing.
+  struct Step {
+    ssize_t count = -1;
+    int16_t wait = 0;
+  };
+  Step TryRead(char* data, size_t size);
+  Step TryWrite(const char* data, size_t size);
+  Step TlsStep(int result) const;
+
   const int socket_;
+  std::unique_ptr<ssl_st, void (*)(ssl_st*)> tls_;
   size_t left_ = 0;
   absl::Time deadline_ = absl::InfinitePast();
   bool read_failed_ = false;

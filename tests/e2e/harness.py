@@ -105,7 +105,7 @@ class Server:
     @property
     def http_address(self) -> str:
         """HOST:PORT of HTTP."""
-        found = wait_until(lambda: re.search(r" http://(\S+:\d+) ", self.log),
+        found = wait_until(lambda: re.search(r" https?://(\S+:\d+) ", self.log),
                            "a line with http://HOST:PORT in the log")
         return found.group(1)
 

@@ -292,3 +292,26 @@ def test_states_routes(api):
             api.get(f"{root}/{state['state_id']}", cast_to=object)
     with pytest.raises(openai.BadRequestError, match="limit"):
         api.get(f"{root}?limit=0", cast_to=object)
+
+
+def test_a_prompts_own_logprobs(api, bundled):
+    text = "The little dog ran"
+    answer = api.completions.create(model=MODEL, prompt=[text, "The"], echo=True, logprobs=2,
+                                    max_tokens=1, temperature=0)
+    told = answer.choices[0].logprobs
+    ids = list(bundled.generate(text, max_tokens=1, output={"echo": True}).choices[0].token_ids)[:-1]
+    assert len(told.token_logprobs) == len(told.tokens) == len(told.top_logprobs) == len(ids) + 1
+    assert told.token_logprobs[0] is None and told.top_logprobs[0] is None
+    # Bit for bit what Score tells of the same tokens.
+    pb = bundled.pb
+    score = bundled.stub.Score(pb.ScoreRequest(
+        prompt=pb.Prompt(tokens=pb.TokenIds(ids=ids[:1])),
+        continuations=[pb.Continuation(tokens=pb.TokenIds(ids=ids[1:]))])).scores[0]
+    assert told.token_logprobs[1:-1] == [token.logprob for token in score.tokens]
+    alone = api.completions.create(model=MODEL, prompt=text, echo=True, logprobs=0, max_tokens=0)
+    assert alone.choices[0].text.strip() == text and alone.usage.completion_tokens == 0
+    assert alone.choices[0].logprobs.token_logprobs == told.token_logprobs[:-1]
+    with pytest.raises(openai.BadRequestError, match="max_tokens"):
+        api.completions.create(model=MODEL, prompt=text, max_tokens=0)
+    with pytest.raises(openai.BadRequestError, match="echo"):
+        api.completions.create(model=MODEL, prompt=text, echo=True, logprobs=1, stream=True)
