@@ -33,7 +33,8 @@ port=50951
 signal_server() {
   local pid
   for pid in $(pgrep -x osdn-server); do
-    grep -q "127.0.0.1:$port" "/proc/$pid/cmdline" && kill "-$1" "$pid"
+    # Other servers of this machine are left alone.
+    if grep -q "127.0.0.1:$port" "/proc/$pid/cmdline"; then kill "-$1" "$pid"; fi
   done
 }
 

@@ -14,8 +14,9 @@ DEPLOY = REPO / "deploy"
 @functools.cache
 def help_of(*command: str) -> str:
     programs = {"osdn-server": SERVER, "osdn-tools": TOOLS}
-    done = subprocess.run([programs[command[0]], *command[1:], "--help"], capture_output=True, text=True,
-                          check=True)
+    done = subprocess.run(
+        [programs[command[0]], *command[1:], "--help"], capture_output=True, text=True, check=True
+    )
     return done.stdout
 
 

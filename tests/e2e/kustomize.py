@@ -1,7 +1,7 @@
-"""Renders the kustomizations of deploy/kubernetes: the few features that they use, everything else is an error.
+"""Renders the kustomizations of deploy/kubernetes: the few features that they use, no others.
 
-kustomize itself is a Go program that Debian does not have. Patches are JSON patches only, which mean the same to
-kustomize and to the package jsonpatch; names of generated ConfigMaps get no hash here.
+kustomize itself is a Go program that Debian does not have. Patches are JSON patches only, which mean
+the same to kustomize and to the package jsonpatch; names of generated ConfigMaps get no hash here.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ class Patch:
     source: Path
 
     def applies_to(self, resource: dict) -> bool:
-        return (re.fullmatch(self.kind, resource["kind"]) is not None and
-                re.fullmatch(self.name, resource["metadata"]["name"]) is not None)
+        return (
+            re.fullmatch(self.kind, resource["kind"]) is not None
+            and re.fullmatch(self.name, resource["metadata"]["name"]) is not None
+        )
 
     def apply(self, resource: dict) -> dict:
         patched = jsonpatch.apply_patch(resource, self.operations)
@@ -49,8 +51,15 @@ def _patches(folder: Path, entries: list) -> list[Patch]:
         source = folder / entry["path"]
         (operations,) = load_all(source)
         assert isinstance(operations, list), f"{source} is not a JSON patch"
-        patches.append(Patch(entry["target"]["kind"], entry["target"]["name"], operations,
-                             entry.get("options", {}), source))
+        patches.append(
+            Patch(
+                entry["target"]["kind"],
+                entry["target"]["name"],
+                operations,
+                entry.get("options", {}),
+                source,
+            )
+        )
     return patches
 
 
@@ -62,7 +71,7 @@ def _set_image(pod: dict, images: list) -> None:
 
 
 def render(folder: Path, resources: list[dict] | None = None) -> list[dict]:
-    """The resources of the kustomization in `folder`; a component's are those given, changed by it."""
+    """The resources of the kustomization in `folder`; a component changes those given."""
     (kustomization,) = load_all(folder / "kustomization.yaml")
     unknown = kustomization.keys() - KNOWN
     assert not unknown, f"{folder}/kustomization.yaml: not known here: {unknown}"
@@ -74,9 +83,16 @@ def render(folder: Path, resources: list[dict] | None = None) -> list[dict]:
         resources += render(path) if path.is_dir() else load_all(path)
     for generator in kustomization.get("configMapGenerator", []):
         assert generator.keys() == {"name", "files"}, folder
-        resources.append({
-            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": generator["name"]},
-            "data": {Path(file).name: (folder / file).read_text() for file in generator["files"]}})
+        resources.append(
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": generator["name"]},
+                "data": {
+                    Path(file).name: (folder / file).read_text() for file in generator["files"]
+                },
+            }
+        )
     for name in kustomization.get("components", []):
         resources = render((folder / name).resolve(), resources)
     for patch in _patches(folder, kustomization.get("patches", [])):

@@ -46,7 +46,9 @@ def entrypoint_of(dockerfile: Path) -> list[str]:
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
 class TestDockerfile:
     def test_hadolint(self, dockerfile):
-        done = subprocess.run([TOOLS_OF_VENV / "hadolint", dockerfile], capture_output=True, text=True)
+        done = subprocess.run(
+            [TOOLS_OF_VENV / "hadolint", dockerfile], capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
     def test_command_line_is_right(self, dockerfile):
@@ -55,8 +57,11 @@ class TestDockerfile:
 
     def test_ports_are_those_it_listens_on(self, dockerfile):
         arguments = entrypoint_of(dockerfile)
-        listening = {arguments[arguments.index(flag) + 1].rpartition(":")[2]
-                     for flag in ("--grpc-address", "--http-address") if flag in arguments}
+        listening = {
+            arguments[arguments.index(flag) + 1].rpartition(":")[2]
+            for flag in ("--grpc-address", "--http-address")
+            if flag in arguments
+        }
         assert set(instructions(dockerfile, "EXPOSE")[0].split()) == listening
 
     def test_health_check_is_a_command_of_the_tools(self, dockerfile):
@@ -73,14 +78,23 @@ class TestDockerfile:
 
 
 def test_both_images_run_the_same_way():
-    of = {path.name: (entrypoint_of(path), instructions(path, "USER"), instructions(path, "HEALTHCHECK"))
-          for path in DOCKERFILES}
+    of = {
+        path.name: (
+            entrypoint_of(path),
+            instructions(path, "USER"),
+            instructions(path, "HEALTHCHECK"),
+        )
+        for path in DOCKERFILES
+    }
     assert of["Dockerfile"] == of["Dockerfile.cuda"]
 
 
 def test_compose_lint():
-    done = subprocess.run([TOOLS_OF_VENV / "compose-lint", "--fail-on", "high", COMPOSE],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [TOOLS_OF_VENV / "compose-lint", "--fail-on", "high", COMPOSE],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -88,7 +102,9 @@ def test_compose_says_what_the_programs_take():
     compose = yaml.safe_load(COMPOSE.read_text())
     services = compose["services"]
     server = services["server"]
-    dockerfile = (COMPOSE.parent / server["build"]["context"] / server["build"]["dockerfile"]).resolve()
+    dockerfile = (
+        COMPOSE.parent / server["build"]["context"] / server["build"]["dockerfile"]
+    ).resolve()
     assert dockerfile in DOCKERFILES
     check(entrypoint_of(dockerfile) + server["command"])
     published = {port.split(":")[2] for port in server["ports"]}
@@ -117,14 +133,18 @@ def unit_values(key: str) -> list[str]:
     return re.findall(rf"^{key}=(.*)$", text, re.MULTILINE)
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze on this machine")
+@pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="no systemd-analyze on this machine"
+)
 def test_systemd_unit_verifies(tmp_path):
     # The programs are not installed here: the unit's own are replaced by one that exists.
     text = UNIT.read_text().replace("/usr/local/bin/osdn-server", "/bin/true")
     text = text.replace("/usr/local/bin/osdn-tools", "/bin/true")
     copy = tmp_path / UNIT.name
     copy.write_text(text)
-    done = subprocess.run(["systemd-analyze", "verify", "--man=no", copy], capture_output=True, text=True)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", copy], capture_output=True, text=True
+    )
     complaints = [line for line in done.stderr.splitlines() if UNIT.name in line]
     assert done.returncode == 0 and not complaints, done.stderr
 
@@ -133,7 +153,9 @@ def test_systemd_unit_says_what_the_program_takes():
     (start,) = unit_values("ExecStart")
     program, *arguments = shlex.split(start)
     assert program == "/usr/local/bin/osdn-server"
-    arguments[arguments.index("/etc/osdn-server/server.yaml")] = str(REPO / "deploy" / "server.yaml")
+    arguments[arguments.index("/etc/osdn-server/server.yaml")] = str(
+        REPO / "deploy" / "server.yaml"
+    )
     check([a.replace("%S", "/var/lib").replace("%d", "/run/credentials") for a in arguments])
     defaults = yaml.safe_load((DEPLOY / "server.yaml").read_text())["drain"]
     drain = sum(int(defaults[key].removesuffix("s")) for key in ("propagation", "timeout"))

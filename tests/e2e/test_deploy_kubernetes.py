@@ -1,13 +1,14 @@
 """deploy/kubernetes: valid to Kubernetes' own schemas, and true about the programs.
 
-kustomize is not at hand: kustomize.py renders what these overlays use. ServiceMonitor belongs to an operator, so its
-shape is checked here.
+kustomize is not at hand: kustomize.py renders what these overlays use. ServiceMonitor belongs to
+an operator, so its shape is checked here.
 """
 
 from __future__ import annotations
 
-import http.client
 import re
+import socket
+import ssl
 import subprocess
 
 import kubernetes_validate
@@ -30,8 +31,7 @@ def resources(request) -> list[dict]:
 
 
 def only(resources: list[dict], kind: str, name: str | None = None) -> dict:
-    (found,) = [r for r in resources
-                if r["kind"] == kind and name in (None, r["metadata"]["name"])]
+    (found,) = [r for r in resources if r["kind"] == kind and name in (None, r["metadata"]["name"])]
     return found
 
 
@@ -73,8 +73,10 @@ def test_server_takes_the_config_and_every_flag(resources, tmp_path):
     container = container_of(resources)
     assert container["command"] == ["osdn-server"]
     (tmp_path / "server.yaml").write_text(only(resources, "ConfigMap")["data"]["server.yaml"])
-    args = [str(tmp_path / "server.yaml") if a == "/etc/osdn/server/server.yaml" else a
-            for a in container["args"]]
+    args = [
+        str(tmp_path / "server.yaml") if a == "/etc/osdn/server/server.yaml" else a
+        for a in container["args"]
+    ]
     done = run_server(*args, "--check-config")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "auth.keys_file = /etc/osdn/keys/keys.yaml (file)" in done.stdout
@@ -90,19 +92,27 @@ def test_files_lie_in_mounted_volumes(resources):
     assert {mount["name"] for mount in mounts.values()} == volumes
     paths = [config["model"], config["auth"]["keys_file"]]
     paths += [arg.split("=")[1] for arg in container["args"] if "=/" in arg]
-    paths += [arg for probe in ("startupProbe", "readinessProbe", "livenessProbe")
-              for arg in container[probe].get("exec", {}).get("command", []) if arg.startswith("/")]
+    paths += [
+        arg
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe")
+        for arg in container[probe].get("exec", {}).get("command", [])
+        if arg.startswith("/")
+    ]
     for path in paths:
         assert any(f"{path}/".startswith(f"{mount}/") for mount in mounts), path
     written = [a.split("=")[1] for a in container["args"] if a.startswith("--state-dir=")]
     for path, mount in mounts.items():
-        assert mount.get("readOnly", False) != any(f"{w}/".startswith(f"{path}/") for w in written), path
+        assert mount.get("readOnly", False) != any(
+            f"{w}/".startswith(f"{path}/") for w in written
+        ), path
 
 
 def test_ports_agree(resources):
     container, config = container_of(resources), config_of(resources)
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports == {side: int(config[side]["address"].rpartition(":")[2]) for side in ("grpc", "http")}
+    assert ports == {
+        side: int(config[side]["address"].rpartition(":")[2]) for side in ("grpc", "http")
+    }
     for service in (r for r in resources if r["kind"] == "Service"):
         for port in service["spec"]["ports"]:
             assert port["port"] == ports[port["targetPort"]]
@@ -123,36 +133,52 @@ def test_probes_are_health_calls_that_fit_the_transport(resources):
             assert {"--address", "--tls-ca"} <= given <= flags_of("osdn-tools", "health")
         else:
             assert probe["grpc"] == {"port": 50051}
-    if encrypted:  # API keys must not travel by the other port
-        clients = only(resources, "NetworkPolicy")["spec"]["ingress"][0]
-        assert [port["port"] for port in clients["ports"]] == ["grpc"]
+    assert encrypted == ("--insecure=false" in container["args"])
 
 
-def test_http_speaks_plaintext_beside_tls(tiny_model, servers, tmp_path):
-    """What components/tls relies on; when the HTTP port gets TLS, change its network rule and the ServiceMonitor."""
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-                    "-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem", "-subj", "/CN=localhost",
-                    "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
-    server = servers(tiny_model, "--tls-cert-file", str(tmp_path / "cert.pem"), "--tls-key-file",
-                     str(tmp_path / "key.pem"), serving=False)
+def test_probes_and_scraping_by_tls_work(tiny_model, servers, tmp_path):
+    """The commands of components/tls and the ServiceMonitor's scheme on a server with its flags."""
+    component = KUBERNETES / "components" / "tls"
+    (operations,) = load_all(component / "server.yaml")
+    (monitor,) = load_all(component / "servicemonitor.yaml")
+    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    kind = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=osdn-server"
+    names = ["-addext", "subjectAltName=DNS:osdn-server,DNS:localhost"]
+    subprocess.run(
+        ["openssl", *kind.split(), "-keyout", key, "-out", cert, *names],
+        check=True,
+        capture_output=True,
+    )
+
+    def here(text: str) -> str:
+        own = text.replace("/etc/osdn/tls/ca.crt", str(cert))  # signed by itself
+        return own.replace("/etc/osdn/tls", str(tmp_path))
+
+    flags = [here(o["value"]) for o in operations if o["path"].endswith("/args/-")]
+    server = servers(tiny_model, *flags, serving=False)
     port = server.address.rpartition(":")[2]
-    # The probes' command, with this server's port.
-    (probe,) = [p for p in load_all(KUBERNETES / "components" / "tls" / "server.yaml")[0]
-                if p["path"].endswith("/readinessProbe")]
-    command = [a.replace("50051", port).replace("/etc/osdn/tls/ca.crt", str(tmp_path / "cert.pem"))
-               for a in probe["value"]["exec"]["command"]]
-    assert command[0] == "osdn-tools"
-    wait_until(lambda: run_tools(*command[1:], check=False).stdout.strip() == "SERVING", "health by TLS")
-    connection = http.client.HTTPConnection(server.http_address, timeout=10)
-    connection.request("GET", "/metrics")
-    assert connection.getresponse().status == 200
+    (probe,) = [o["value"] for o in operations if o["path"].endswith("/readinessProbe")]
+    program, *command = [here(a).replace("50051", port) for a in probe["exec"]["command"]]
+    assert program == "osdn-tools"
+    wait_until(lambda: run_tools(*command, check=False).stdout == "SERVING\n", "health by TLS")
+    settings = {o["path"].rpartition("/")[2]: o["value"] for o in monitor}
+    assert settings["scheme"] == "https"
+    context = ssl.create_default_context(cafile=cert)
+    host, _, port = server.http_address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as plain:
+        name = settings["tlsConfig"]["serverName"]
+        with context.wrap_socket(plain, server_hostname=name) as encrypted:
+            encrypted.sendall(b"GET /metrics HTTP/1.1\r\nHost: osdn-server\r\n\r\n")
+            assert encrypted.recv(100).startswith(b"HTTP/1.1 200")
 
 
 def test_grace_period_is_longer_than_the_drain(resources):
     drain = config_of(resources)["drain"]
     spare = 10  # to save states and to end
-    assert (pod_of(resources)["terminationGracePeriodSeconds"] >=
-            seconds(drain["propagation"]) + seconds(drain["timeout"]) + spare)
+    assert (
+        pod_of(resources)["terminationGracePeriodSeconds"]
+        >= seconds(drain["propagation"]) + seconds(drain["timeout"]) + spare
+    )
 
 
 def test_hardened(resources):
@@ -197,7 +223,8 @@ def test_service_monitor_scrapes_the_http_service(resources):
     (endpoint,) = monitor["spec"]["endpoints"]
     assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
     assert endpoint["path"] == "/metrics"
-    assert endpoint.get("scheme", "http") == "http"  # as test_http_speaks_plaintext_beside_tls finds
+    encrypted = any(a.startswith("--tls-cert-file=") for a in container_of(resources)["args"])
+    assert endpoint.get("scheme", "http") == ("https" if encrypted else "http")
 
 
 def test_autoscaler_and_adapter_name_metrics_that_exist(resources):

@@ -1,4 +1,4 @@
-"""deploy/prometheus and deploy/grafana: right to their own checkers, and true about what the server exports.
+"""deploy/prometheus and deploy/grafana: right to their checkers, true about what is exported.
 
 Prometheus is Debian's package. Grafana is not in Debian: of its dashboard the queries are run.
 """
@@ -28,8 +28,20 @@ RULES = PROMETHEUS / "rules.yml"
 RULES_TEST = REPO / "tests" / "data" / "prometheus" / "rules_test.yml"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "osdn-server.json"
 ALLOWED_LABELS = {
-    "instance", "job", "alertname", "alertstate", "method", "code", "reason", "tier", "phase", "le",
-    "version", "model", "backend"}
+    "instance",
+    "job",
+    "alertname",
+    "alertstate",
+    "method",
+    "code",
+    "reason",
+    "tier",
+    "phase",
+    "le",
+    "version",
+    "model",
+    "backend",
+}
 
 
 def alerts() -> dict[str, dict]:
@@ -58,13 +70,17 @@ def selectors(node) -> list:
 
 
 def promtool(*arguments: str | Path, cwd: Path | None = None) -> str:
-    done = subprocess.run(["promtool", *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+    done = subprocess.run(
+        ["promtool", *map(str, arguments)], cwd=cwd, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def test_promtool_accepts_config_and_rules():
-    assert f"{len(alerts())} rules found" in promtool("check", "config", PROMETHEUS / "prometheus.yml")
+    assert f"{len(alerts())} rules found" in promtool(
+        "check", "config", PROMETHEUS / "prometheus.yml"
+    )
 
 
 def test_alerts_fire_on_their_trouble_and_only_then(tmp_path):
@@ -75,9 +91,13 @@ def test_alerts_fire_on_their_trouble_and_only_then(tmp_path):
     assert fired == set(alerts())
 
 
-@pytest.mark.parametrize("query", [
-    *(pytest.param(rule["expr"], id=name) for name, rule in alerts().items()),
-    *(pytest.param(query, id=f"panel-{i}") for i, query in enumerate(dashboard_queries()))])
+@pytest.mark.parametrize(
+    "query",
+    [
+        *(pytest.param(rule["expr"], id=name) for name, rule in alerts().items()),
+        *(pytest.param(query, id=f"panel-{i}") for i, query in enumerate(dashboard_queries())),
+    ],
+)
 def test_queries_name_metrics_that_are_exported_and_documented(query):
     known = {"up"} | (exported_metrics() & documented_metrics())
     used = selectors(promql_parser.parse(query))
@@ -96,7 +116,11 @@ def test_operations_guide_explains_every_alert_and_names_real_options():
     assert set(re.findall(r"^\| `(Osdn\w+)` \|", guide, re.MULTILINE)) == set(alerts())
     options = set(re.findall(r"\[([a-z_.]+);", help_of("osdn-server")))
     sections = {option.partition(".")[0] for option in options if "." in option}
-    named = {name for name in re.findall(r"`([a-z_]+\.[a-z_.]+)", guide) if name.partition(".")[0] in sections}
+    named = {
+        name
+        for name in re.findall(r"`([a-z_]+\.[a-z_.]+)", guide)
+        if name.partition(".")[0] in sections
+    }
     assert named and named <= options
 
 
@@ -105,15 +129,24 @@ def test_dashboard_is_provisioned():
     panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     provisioning = DEPLOY / "grafana" / "provisioning"
-    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"]
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())[
+        "datasources"
+    ]
     used = {target["datasource"]["uid"] for panel in panels for target in panel["targets"]}
     assert used == {source["uid"]}
-    (provider,) = yaml.safe_load((provisioning / "dashboards" / "osdn.yaml").read_text())["providers"]
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "osdn.yaml").read_text())[
+        "providers"
+    ]
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     mounts = dict(volume.split(":")[:2] for volume in compose["services"]["grafana"]["volumes"])
     assert mounts["./grafana/dashboards"] == provider["options"]["path"]
     boxes = [panel["gridPos"] for panel in panels]
-    cells = [(x, y) for b in boxes for x in range(b["x"], b["x"] + b["w"]) for y in range(b["y"], b["y"] + b["h"])]
+    cells = [
+        (x, y)
+        for b in boxes
+        for x in range(b["x"], b["x"] + b["w"])
+        for y in range(b["y"], b["y"] + b["h"])
+    ]
     assert len(cells) == len(set(cells)), "panels overlap"
 
 
@@ -122,8 +155,11 @@ class Prometheus:
 
     def __init__(self, target: str, folder: Path) -> None:
         config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
-        config["global"] = {"scrape_interval": "250ms", "scrape_timeout": "250ms",
-                            "evaluation_interval": "500ms"}
+        config["global"] = {
+            "scrape_interval": "250ms",
+            "scrape_timeout": "250ms",
+            "evaluation_interval": "500ms",
+        }
         (job,) = config["scrape_configs"]
         job["static_configs"] = [{"targets": [target]}]
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
@@ -133,8 +169,15 @@ class Prometheus:
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
         self.log = (folder / "prometheus.log").open("w+")
         self.process = subprocess.Popen(
-            ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
-             f"--web.listen-address={self.address}"], stdout=self.log, stderr=subprocess.STDOUT)
+            [
+                "prometheus",
+                f"--config.file={folder}/prometheus.yml",
+                f"--storage.tsdb.path={folder}/data",
+                f"--web.listen-address={self.address}",
+            ],
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
 
     def get(self, path: str, **parameters: str):
         url = f"http://{self.address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
@@ -199,8 +242,10 @@ def test_prometheus_reads_a_running_server(tiny_model, servers, tmp_path):
             for selector in selectors(promql_parser.parse(rule["expr"])):
                 # Without its labels: not every trouble has happened.
                 assert prometheus.query(selector.name), f"{name}: {selector.name}"
-        exported = {family(s["__name__"]) for s in prometheus.get(
-            "series", **{"match[]": '{__name__=~"osdn_.+"}'})}
+        exported = {
+            family(s["__name__"])
+            for s in prometheus.get("series", **{"match[]": '{__name__=~"osdn_.+"}'})
+        }
         assert exported == documented_metrics()
     finally:
         prometheus.stop()
