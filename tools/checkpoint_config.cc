@@ -131,6 +131,19 @@ void ReadMixer(JsonReader* reader, ArchitectureConfig* arch) {
                                         kernels::Activation::kSilu);
 }
 
+// Before 2025 fla divided by the sum, since then by the sum of magnitudes, and a config does not
+// say which of the two trained it. Without negative values they are the same.
+void CheckSumNorm(const std::string& model_type, const ArchitectureConfig& arch,
+                  JsonReader* reader) {
+  const bool negative = arch.qk_activation == kernels::Activation::kSilu ||
+                        arch.qk_activation == kernels::Activation::kIdentity;
+  if (model_type != "delta_net" || arch.qk_norm != kernels::QkNorm::kSum || !negative) return;
+  reader->AddProblem(absl::StrCat("qk_norm: sum with qk_activation ",
+                                  std::string(ActivationName(arch.qk_activation)),
+                                  " means different things in different versions of fla and is not "
+                                  "supported; relu and elu are"));
+}
+
 void ReadPreconditioner(const std::string& model_type, const nlohmann::json& root,
                         JsonReader* reader, ArchitectureConfig* arch) {
   const bool plain = model_type == "delta_net";
@@ -186,6 +199,7 @@ absl::StatusOr<CheckpointConfig> ParseCheckpointConfig(std::string_view json_tex
 
   ReadSizes(&reader, &config.arch);
   ReadMixer(&reader, &config.arch);
+  CheckSumNorm(config.model_type, config.arch, &reader);
   ReadPreconditioner(config.model_type, *root, &reader, &config.arch);
   config.bos_id = 1;  // fla's defaults, where the vocabulary has them
   config.eos_ids = {2};

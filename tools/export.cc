@@ -152,7 +152,11 @@ absl::StatusOr<DType> ChooseDType(const ExportOptions& options, const ModelConfi
 
 std::string CheckpointConfigJson(const ModelConfig& config, DType dtype) {
   const ArchitectureConfig& arch = config.arch;
-  const bool plain = arch.is_plain_delta_net();
+  // As delta_net, sum means different things in different versions of fla (docs/converting.md).
+  const bool ambiguous = arch.qk_norm == kernels::QkNorm::kSum &&
+                         arch.qk_activation != kernels::Activation::kRelu &&
+                         arch.qk_activation != kernels::Activation::kEluPlusOne;
+  const bool plain = arch.is_plain_delta_net() && !ambiguous;
   const auto hidden = static_cast<double>(arch.hidden_size);
   Json json = {
       {"architectures", {plain ? "DeltaNetForCausalLM" : "OsdnForCausalLM"}},

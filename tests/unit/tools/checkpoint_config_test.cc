@@ -87,6 +87,30 @@ TEST(CheckpointConfigTest, DeltaNetHasNoPreconditioner) {
   EXPECT_EQ(osdn.d_max, 2.0);
 }
 
+TEST(CheckpointConfigTest, SumNormOfDeltaNetNeedsPositiveKeys) {
+  json config = TinyConfig();
+  config["qk_norm"] = "sum";
+  EXPECT_EQ(Parse(config).arch.qk_norm, kernels::QkNorm::kSum);  // osdn says what it means
+  config["model_type"] = "delta_net";
+  EXPECT_THAT(Error(config), HasSubstr("qk_norm: sum with qk_activation silu"));
+  for (const char* activation : {"relu", "elu"}) {
+    config["qk_activation"] = activation;
+    EXPECT_EQ(Parse(config).arch.qk_norm, kernels::QkNorm::kSum);
+  }
+}
+
+TEST(CheckpointConfigTest, ExpandedSizesAreRounded) {
+  json config = TinyConfig();
+  config["hidden_size"] = 48;
+  config["expand_k"] = 1.0 / 3;
+  config["expand_v"] = 0.7 / 0.7000001;
+  EXPECT_THAT(Error(config),
+              testing::AllOf(HasSubstr("expand_v: "), testing::Not(HasSubstr("expand_k"))));
+  config["expand_v"] = 1.0000000001;
+  EXPECT_EQ(Parse(config).arch.key_dim, 8);
+  EXPECT_EQ(Parse(config).arch.value_dim, 24);
+}
+
 TEST(CheckpointConfigTest, EveryVariant) {
   json config = TinyConfig();
   config["expand_k"] = 0.5;
@@ -183,6 +207,7 @@ TEST(CheckpointConfigTest, RefusesByName) {
       {"norm_first", true},
       {"share_conv_kernel", true},
       {"quantization_config", {{"bits", 4}}},
+      {"attnres_block_size", 4},
       {"rope_theta", 10000.0},
       {"model_type", "gla"},
       {"qk_norm", "rms"},

@@ -147,6 +147,18 @@ TEST_F(ExportTest, EveryNumberOfTheConfigComesBack) {
   other.eos_ids = back->eos_ids;
   EXPECT_EQ(ModelConfigToYaml(other), ModelConfigToYaml(config));
   EXPECT_EQ(back->model_type, "osdn");
+
+  arch.eta = 0;
+  arch.apf = Apf::kNone;
+  for (const auto& [activation, type] : {std::pair(kernels::Activation::kRelu, "delta_net"),
+                                         std::pair(kernels::Activation::kSilu, "osdn")}) {
+    arch.qk_activation = activation;
+    const absl::StatusOr<CheckpointConfig> plain =
+        ParseCheckpointConfig(CheckpointConfigJson(config, DType::kF32));
+    ASSERT_TRUE(plain.ok()) << plain.status();
+    EXPECT_EQ(plain->model_type, type);
+    EXPECT_TRUE(plain->arch.is_plain_delta_net());
+  }
 }
 
 TEST_F(ExportTest, VerifyFindsWhatDiffers) {
