@@ -54,7 +54,7 @@ std::vector<OptionSpec> MakeTable() {
        "requests end",
        DurationOption{&O::keepalive_time, absl::Seconds(1), absl::Hours(24)}},
       {"--tls-cert-file", "tls.cert_file", "FILE",
-       "certificate chain (PEM) of the gRPC port, read again when it changes; `none` is plaintext",
+       "certificate chain (PEM) of every port, read again when it changes; `none` is plaintext",
        TextOption{&O::tls_cert_file}},
       {"--tls-key-file", "tls.key_file", "FILE", "private key (PEM) of the certificate",
        TextOption{&O::tls_key_file}},
@@ -299,11 +299,9 @@ absl::Status CheckOptions(const ServerOptions& options) {
                "give --tls-cert-file and --tls-key-file, or --insecure if plaintext is wanted",
                &problems);
   if (options.http_address != kOptionNone) {
-    CheckAddress(
-        "--http-address", options.http_address, options.insecure,
-        "HTTP has no TLS of its own: put a proxy that has before it, or give --insecure if "
-        "plaintext is wanted",
-        &problems);
+    CheckAddress("--http-address", options.http_address, options.insecure || options.tls(),
+                 "give --tls-cert-file and --tls-key-file, or --insecure if plaintext is wanted",
+                 &problems);
   }
   if ((options.tls_cert_file == kOptionNone) != (options.tls_key_file == kOptionNone)) {
     problems.push_back("--tls-cert-file and --tls-key-file: one without the other");
