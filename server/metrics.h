@@ -27,8 +27,8 @@ class Metrics final : public EngineObserver {
     int64_t slot_bytes = 0;
     StateStore::Usage store{};
     int64_t transit_bytes = 0;
-    std::string model;
-    std::string backend;
+    std::string model{};
+    std::string backend{};
   };
 
   Metrics();

@@ -208,7 +208,7 @@ class NameMap::Application {
     }
     if (shape == tensor.shape) return tensor;
     absl::StrAppend(operation, operation->empty() ? "" : ", ", "reshaped");
-    return ReshapeUnits(tensor, std::move(shape));
+    return ReshapeUnits(tensor, shape);
   }
 
   static absl::Status NoDimension(const SourceTensor& tensor, int64_t dim) {
@@ -276,11 +276,11 @@ class NameMap::Application {
         tensors.push_back(std::move(list[i].tensor));
       }
       absl::StatusOr<SourceTensor> joined = Concatenate(tensors, parts.dim);
-      const bool fresh = joined.ok() && result_.tensors.emplace(target, *std::move(joined)).second;
-      if (fresh) continue;
-      problems_.push_back(absl::StrCat(
-          target, ": ",
-          joined.ok() ? "two tensors get this name" : std::string(joined.status().message())));
+      if (!joined.ok()) {
+        problems_.push_back(absl::StrCat(target, ": ", std::string(joined.status().message())));
+      } else if (!result_.tensors.emplace(target, *std::move(joined)).second) {
+        problems_.push_back(absl::StrCat(target, ": two tensors get this name"));
+      }
     }
   }
 

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -38,7 +39,7 @@ void Progress::Update(int64_t done, std::string_view what) {
 std::string Progress::RateText(int64_t done, int64_t total, double seconds) {
   if (seconds < 1 || done <= 0) return "";
   const double rate = static_cast<double>(done) / seconds;
-  const auto left = static_cast<int64_t>(static_cast<double>(total - done) / rate + 0.5);
+  const auto left = static_cast<int64_t>(std::llround(static_cast<double>(total - done) / rate));
   constexpr int64_t kMinute = 60;
   constexpr int64_t kHour = 60 * kMinute;
   const std::string time =

@@ -17,12 +17,12 @@ class Option;
 namespace osdn::tools {
 
 struct ServerFlags {
-  std::string address;   // HOST:PORT or unix:PATH
-  std::string api_key;   // of a server with keys
-  bool tls = false;      // trusting the system's authorities
-  std::string tls_ca;    // trusting these instead (PEM); means TLS
-  std::string tls_cert;  // the client's own, where the server asks for one (PEM)
-  std::string tls_key;
+  std::string address{};   // HOST:PORT or unix:PATH
+  std::string api_key{};   // of a server with keys
+  bool tls = false;        // trusting the system's authorities
+  std::string tls_ca{};    // trusting these instead (PEM); means TLS
+  std::string tls_cert{};  // the client's own, where the server asks for one (PEM)
+  std::string tls_key{};
 };
 
 // --address, --api-key (or the environment's OSDN_API_KEY), --tls, --tls-ca, --tls-cert, --tls-key.

@@ -257,7 +257,8 @@ absl::StatusOr<SourceTensor> Concatenate(absl::Span<const SourceTensor> parts, i
   return joined;
 }
 
-absl::StatusOr<SourceTensor> ReshapeUnits(const SourceTensor& tensor, std::vector<int64_t> shape) {
+absl::StatusOr<SourceTensor> ReshapeUnits(const SourceTensor& tensor,
+                                          const std::vector<int64_t>& shape) {
   SourceTensor result{tensor.dtype, shape, {}};
   for (const TensorPiece& piece : tensor.pieces) {
     TensorPiece moved = {.offset = {}, .shape = {}, .strides = {}, .data = piece.data};

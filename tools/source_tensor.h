@@ -53,7 +53,8 @@ absl::StatusOr<SourceTensor> Narrow(const SourceTensor& tensor, int64_t dim, int
                                     int64_t size);
 absl::StatusOr<SourceTensor> Concatenate(absl::Span<const SourceTensor> parts, int64_t dim);
 // To a shape that differs by dimensions of size 1 only.
-absl::StatusOr<SourceTensor> ReshapeUnits(const SourceTensor& tensor, std::vector<int64_t> shape);
+absl::StatusOr<SourceTensor> ReshapeUnits(const SourceTensor& tensor,
+                                          const std::vector<int64_t>& shape);
 
 // Fills `out` with whole rows (everything behind the first dimension) from row `first` on, widened
 // to float32. The dtype must be F32, BF16 or F16 and the rows must exist.

@@ -113,7 +113,7 @@ def test_states_belong_to_the_key_that_made_them(keyed):
 
 def test_limits_of_a_key_say_when_to_come_back(keyed):
     reader, slow = client_with(keyed, "reader-key"), client_with(keyed, "slow-key")
-    call = reader.start([5], max_tokens=200, ignore_eos=True)
+    call = reader.start([5], max_tokens=30_000, ignore_eos=True)
     next(call)
     error = refusal(lambda: reader.generate([5]))
     assert error.code() == Code.RESOURCE_EXHAUSTED and "max_concurrent" in error.details()
@@ -210,8 +210,8 @@ def test_keys_hold_for_http_too(servers, tiny_model, keys_file):
     assert "x" in ask("GET", "/osdn/v1/states", "ann-key")[1]
     assert json.loads(ask("GET", "/osdn/v1/states", "bob-key")[1])["data"] == []
     metrics = ask("GET", "/metrics", None)[1]
-    for line in ('osdn_requests_total{method="POST /v1/completions",code="200"} 4',
-                 'osdn_requests_total{method="POST /v1/completions",code="401"} 2',
+    for line in ('osdn_requests_total{code="200",method="POST /v1/completions"} 4',
+                 'osdn_requests_total{code="401",method="POST /v1/completions"} 2',
                  'osdn_rejected_total{reason="unauthenticated"} 2',
                  'osdn_rejected_total{reason="permission"} 1', "osdn_generation_tokens_total 8"):
         assert line in metrics

@@ -61,7 +61,7 @@ TEST(MetricsTest, CountsWhatItIsTold) {
   EXPECT_THAT(text, HasSubstr("osdn_batch_size_sum 3\n"));
   EXPECT_THAT(text, HasSubstr("osdn_step_seconds_count{phase=\"forward\"} 2\n"));
   EXPECT_THAT(text, HasSubstr("osdn_nonfinite_total 1\n"));
-  EXPECT_THAT(text, HasSubstr("osdn_requests_total{method=\"m\",code=\"CANCELLED\"} 2\n"));
+  EXPECT_THAT(text, HasSubstr("osdn_requests_total{code=\"CANCELLED\",method=\"m\"} 2\n"));
   EXPECT_THAT(text, HasSubstr("osdn_request_duration_seconds_count{method=\"m\"} 2\n"));
 }
 

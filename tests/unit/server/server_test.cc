@@ -241,6 +241,7 @@ TEST_F(ServerTest, EveryViolationReachesTheClient) {
 TEST_F(ServerTest, AFullQueueIsRefusedWithARetryDelay) {
   options_.max_slots = 1;
   options_.max_queued_requests = 1;
+  options_.max_swapped = 0;  // the first, which is not read, keeps its slot
   Start();
   const std::string request = absl::StrCat("prompt { text: 'a' } ", kEndless);
   grpc::ClientContext running;
@@ -516,8 +517,10 @@ TEST_F(ServerTest, TheLogHoldsNoContent) {
       Generate("prompt { text: 'very secret words' } stop { max_tokens: 5 }", &response).ok());
   Generate("prompt { messages { messages { role: 'secret role' } } }", &response).ok();
   server_.reset();
-  EXPECT_THAT(log_.str(), AllOf(HasSubstr("Generate OK"), HasSubstr("completion_tokens="),
-                                HasSubstr("Generate INVALID_ARGUMENT"), Not(HasSubstr("secret"))));
+  EXPECT_THAT(log_.str(), AllOf(HasSubstr(R"("method":"Generate","code":"OK")"),
+                                HasSubstr(R"("completion_tokens":)"),
+                                HasSubstr(R"("method":"Generate","code":"INVALID_ARGUMENT")"),
+                                Not(HasSubstr("secret"))));
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include "google/rpc/status.pb.h"
 #include "osdn/v1/inference.grpc.pb.h"
 #include "tools/inference_client.h"
+#include "tools/server_flags.h"
 
 namespace osdn::tools {
 namespace {
@@ -169,7 +170,9 @@ TEST_F(ChatSessionTest, ModelsThatCannotChat) {
 }
 
 TEST(InferenceClientTest, NobodyListens) {
-  const InferenceClient client("127.0.0.1:1");
+  auto channel = OpenChannel({.address = "127.0.0.1:1"});
+  ASSERT_TRUE(channel.ok()) << channel.status();
+  const InferenceClient client(*std::move(channel), "127.0.0.1:1");
   const absl::Status status = client.GetModel().status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(status.message()), HasSubstr("127.0.0.1:1"));
